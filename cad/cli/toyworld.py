@@ -1,0 +1,59 @@
+"""`cad toyworld`: the procedural world's views, its small models, and objects made from it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="The procedural world and the training of its small models.", no_args_is_help=True)
+
+PARAMS = Path("experiments/toyworld/params.yaml")
+Params = Annotated[Path, typer.Option(help="Settings of the small models.")]
+Work = Annotated[Path, typer.Option(help="Folder of the work in progress, not versioned.")]
+Weights = Annotated[Path, typer.Option(help="Folder that the weights go to.")]
+WORK, WEIGHTS = Path(".work/toyworld"), Path("data/weights")
+
+
+@app.command()
+def render(params: Params = PARAMS, work: Work = WORK) -> None:
+    """Render the training and held-out views (about 5 ms each); goes on where it stopped."""
+    from cad.toyworld import settings, train
+
+    train.render(settings.load_settings(params), work)
+    typer.echo(f"views are in {work}")
+
+
+@app.command("train")
+def train_model(name: str, params: Params = PARAMS, work: Work = WORK, weights: Weights = WEIGHTS) -> None:
+    """Train one model: clip, clip-evaluation, autoencoder, zero123 or refiner; goes on where it stopped."""
+    from cad.toyworld import settings, train
+
+    train.train(name, settings.load_settings(params), work, weights, typer.echo)
+    typer.echo(f"{weights / name} written; run `dvc add data` to version it")
+
+
+@app.command("export")
+def export_model(name: str, params: Params = PARAMS, work: Work = WORK, weights: Weights = WEIGHTS) -> None:
+    """Write the weights of zero123 or refiner as they are in the middle of their training."""
+    from cad.toyworld import settings, train
+
+    train.export(name, settings.load_settings(params), work, weights)
+    typer.echo(f"{weights / name} written")
+
+
+@app.command("object")
+def make_object(
+    name: str,
+    family: Annotated[str, typer.Option(help="Family, e.g. robot.")],
+    seed: Annotated[int, typer.Option(help="Instance; held out, so 1000000 or more.")],
+    polar: Annotated[float, typer.Option(help="Polar angle of the reference view, degrees.")],
+    params: Params = PARAMS,
+    data: Annotated[Path, typer.Option(help="Folder of the objects.")] = Path("data/objects"),
+    groups: Annotated[Path, typer.Option(help="Hydra group of the objects.")] = Path("experiments/object"),
+) -> None:
+    """Write a held-out instance's picture and prompt, and its entry in experiments/object/."""
+    from cad.toyworld import objects, settings
+
+    chosen = settings.load_settings(params)
+    objects.write_object(name, family, seed, polar, chosen.camera, chosen.data.resolution, data, groups)
+    typer.echo(f"{groups / name}.yaml written; run `dvc add data`")

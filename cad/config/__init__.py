@@ -1,0 +1,265 @@
+"""The settings of a run: `params.yaml`, checked once, before anything is computed.
+
+A singular section (`prior`) holds the settings of a stage; the plural table beside it (`priors`) holds its entries. An
+entry names its upstream entry and may override any setting of its section, which is all that an ablation is.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from cad.config.sections import (
+    CameraSettings,
+    Count,
+    DiscriminatorSettings,
+    EvaluateSettings,
+    GeneratorSettings,
+    InputSettings,
+    ModelPaths,
+    Name,
+    ObjectSettings,
+    OrbitSettings,
+    PriorSettings,
+    PruneSettings,
+    RefineSettings,
+    ReportSettings,
+    RuntimeSettings,
+    ScorerSettings,
+    Section,
+    Stage1Settings,
+    Stage2Settings,
+    ToyworldSettings,
+    TrackingSettings,
+)
+from cad.errors import UserError
+
+__all__ = [
+    "CameraSettings",
+    "Count",
+    "DiscriminatorSettings",
+    "EvaluateSettings",
+    "GeneratorSettings",
+    "InputSettings",
+    "ModelPaths",
+    "ObjectSettings",
+    "OrbitSettings",
+    "Params",
+    "PriorSettings",
+    "PruneSettings",
+    "RefineSettings",
+    "ReportSettings",
+    "RuntimeSettings",
+    "ScorerSettings",
+    "Section",
+    "Stage1Settings",
+    "Stage2Settings",
+    "ToyworldSettings",
+    "TrackingSettings",
+    "load",
+]
+
+S = TypeVar("S", bound=Section)
+Table = dict[Name, dict[str, Any]]
+
+# section -> (its table, the key by which an entry names its upstream), in the order of the data flow
+TABLES = {
+    "input": ("inputs", "object"),
+    "prior": ("priors", "input"),
+    "prune": ("prunes", "prior"),
+    "refine": ("refines", "prune"),
+    "stage1": ("stage1s", "refine"),
+    "stage2": ("stage2s", "stage1"),
+    "orbit": ("orbits", "stage2"),
+    "evaluate": ("evaluations", "orbit"),
+}
+# networks have no table of their own: an entry of the stage that builds them overrides them under their name
+NETWORKS = {"generator": "stage1", "discriminator": "stage1"}
+
+
+class Params(Section):
+    """Everything in `params.yaml`."""
+
+    profile: Name = Field(description="the profile that was composed; a label, no stage reads it")
+    seed: int = Field(ge=0, description="root of all randomness")
+    runtime: RuntimeSettings
+    tracking: TrackingSettings
+    camera: CameraSettings
+    models: ModelPaths
+    objects: dict[Name, ObjectSettings]
+    input: InputSettings
+    inputs: Table
+    prior: PriorSettings
+    priors: Table
+    prune: PruneSettings
+    prunes: Table
+    refine: RefineSettings
+    refines: Table
+    generator: GeneratorSettings
+    discriminator: DiscriminatorSettings
+    stage1: Stage1Settings
+    stage1s: Table
+    stage2: Stage2Settings
+    stage2s: Table
+    orbit: OrbitSettings
+    orbits: Table
+    evaluate: EvaluateSettings
+    evaluations: Table
+    report: ReportSettings
+
+    @model_validator(mode="after")
+    def _entries_are_sound(self) -> Self:
+        """Resolve every entry once, so that a fault in a table shows before the first stage runs."""
+        for section, (table, _) in TABLES.items():
+            for entry in getattr(self, table):
+                self.resolve(section, entry)
+                self._check_name(section, table, entry)
+        for entry in self.stage1s:
+            self._check_networks(entry)
+        for row, entry in self.report.rows.items():
+            if entry not in self.evaluations:
+                raise UserError(f"report.rows.{row}: {_unknown('evaluation', entry, self.evaluations)}")
+        return self
+
+    def resolve(self, section: str, entry: str) -> tuple[Any, str]:
+        """The settings of `section` with the entry's overrides, and the name of its upstream entry (or object).
+
+        For a network's section (generator, discriminator) the entry is one of `stage1s`, where it may be overridden by
+        `generator: {...}`.
+        Raises UserError with the full path of a fault.
+        """
+        stage = NETWORKS.get(section, section)
+        table, link = TABLES[stage]
+        entries: Table = getattr(self, table)
+        if entry not in entries:
+            raise UserError(f"{table}.{entry}: {_unknown('entry', entry, entries)}")
+        overrides = dict(entries[entry])
+        upstream = overrides.pop(link, None)
+        if upstream not in (above := self._upstream_entries(stage)):
+            raise UserError(f"{table}.{entry}.{link}: {_unknown(link, upstream, above)}")
+        networks = {name: overrides.pop(name, {}) for name, owner in NETWORKS.items() if owner == stage}
+        where = f"{table}.{entry}"
+        if section in networks:
+            overrides, where = networks[section], f"{where}.{section}"
+            if not isinstance(overrides, dict):
+                raise UserError(f"{where}: holds no mapping; write the settings to override under it")
+        settings: Section = getattr(self, section)
+        return _validate(type(settings), {**settings.model_dump(), **overrides}, f"{where}."), upstream
+
+    def object_of(self, section: str, entry: str) -> str:
+        """The object that an entry is about, found by walking up the tables."""
+        return self.ancestors(section, entry)["object"]
+
+    def ancestors(self, section: str, entry: str) -> dict[str, str]:
+        """Names of the entries above this one, by stage, from the nearest up to the `object`."""
+        found = {}
+        while section != "object":
+            _, entry = self.resolve(section, entry)
+            section = TABLES[section][1]
+            found[section] = entry
+        return found
+
+    def _upstream_entries(self, stage: str) -> Table | dict[str, ObjectSettings]:
+        link = TABLES[stage][1]
+        return self.objects if link == "object" else getattr(self, TABLES[link][0])
+
+    def _check_name(self, section: str, table: str, entry: str) -> None:
+        """Entries share the folder runs/, so each carries its object's name."""
+        name = self.object_of(section, entry)
+        if entry != name and not entry.startswith(f"{name}-"):
+            raise UserError(f"{table}.{entry}: is about the object {name}; rename it to {name} or {name}-SOMETHING")
+
+    def _check_networks(self, entry: str) -> None:
+        """What several sections must agree on for stage 1."""
+        generator, _ = self.resolve("generator", entry)
+        discriminator, _ = self.resolve("discriminator", entry)
+        stage1, _ = self.resolve("stage1", entry)
+        side = self.resolve("input", self.ancestors("stage1", entry)["input"])[0].resolution
+        if generator.output_resolution != side:
+            raise UserError(
+                f"generator.output_resolution: is {generator.output_resolution}, but the samples of stage1s.{entry} "
+                f"have {side} px; make it equal to input.resolution"
+            )
+        if stage1.batch % discriminator.mbstd_group:
+            raise UserError(
+                f"discriminator.mbstd_group: {discriminator.mbstd_group} does not divide stage1.batch = {stage1.batch} "
+                f"(stage1s.{entry}); choose a divisor"
+            )
+
+
+def load(path: Path) -> Params:
+    """Read and check a settings file; raises UserError that names the file and the faulty key with its full path."""
+    try:
+        values = YAML(typ="safe").load(path)  # DVC's parser: 1e-3 is a number, and repeated keys are refused
+    except FileNotFoundError:
+        raise UserError(f"{path}: does not exist; run from the repository's root or name it with --params") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        line = f"line {mark.line + 1}, " if (mark := getattr(error, "problem_mark", None)) else ""
+        problem = getattr(error, "problem", None) or "no text"
+        raise UserError(f"{path}: {line}is no valid YAML ({problem}); correct it") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds no mapping; compose it with `dvc exp run -S profile=mini`")
+    try:
+        return _validate(Params, values, "")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _validate(model: type[S], values: dict[str, Any], where: str) -> S:
+    """`values` as a checked section; a fault is one line, its path prefixed by `where`."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error.errors()[0], model, where)) from None
+
+
+def _explain(fault: ErrorDetails, model: type[Section], where: str) -> str:
+    """One line for pydantic's first complaint: the key's full path, what is wrong, what to do."""
+    path = where + ".".join(str(part) for part in fault["loc"] if part != "[key]")
+    field = _field(model, fault["loc"])
+    meaning = f"; it is {field.description}" if field is not None and field.description else ""
+    match fault["type"]:
+        case "extra_forbidden":
+            known = _field_names(model, fault["loc"][:-1])
+            return f"{path}: unknown key; {_meant(str(fault['loc'][-1]), known)}"
+        case "missing":
+            return f"{path}: is missing{meaning}; write a value, see experiments/profile/mini.yaml"
+        case "value_error":
+            return f"{path.removesuffix('.')}: {fault['msg'].removeprefix('Value error, ')}; correct one of them"
+        case _:
+            return f"{path}: {fault['msg'][0].lower()}{fault['msg'][1:]}, not {fault['input']!r}{meaning}; correct it"
+
+
+def _field(model: type[Section], location: tuple[int | str, ...]) -> Any:
+    """The pydantic field at a location, or None beneath a table."""
+    field = None
+    owner: Any = model
+    for part in location:
+        fields = getattr(owner, "model_fields", {})
+        field = fields.get(part)
+        owner = field.annotation if field is not None else None
+    return field
+
+
+def _field_names(model: type[Section], location: tuple[int | str, ...]) -> list[str]:
+    """Known keys of the section at a location."""
+    field = _field(model, location)
+    owner = model if not location else getattr(field, "annotation", None)
+    return list(getattr(owner, "model_fields", {}))
+
+
+def _unknown(kind: str, name: object, known: dict[str, Any]) -> str:
+    return f"there is no {kind} {name!r}; {_meant(str(name), list(known))}"
+
+
+def _meant(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"known: {', '.join(known)}" if known else "remove it or correct its spelling"

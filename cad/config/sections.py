@@ -1,0 +1,247 @@
+"""Every knob of the method: type, bounds, unit and source; no defaults, since every value is written in a profile.
+
+Sources: "Sec." and "App." are the paper's; EG3D is the public code that the paper builds on; [ours] is a choice that
+the paper leaves open. Units stand in square brackets; fields without one are pure numbers.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Gray = Annotated[int, Field(ge=0, le=255)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A group of settings: strict types, unknown keys refused, frozen, no infinities."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RuntimeSettings(Section):
+    """How a stage computes; with these fixed, a CPU gives the same bits again."""
+
+    threads: Count = Field(description="CPU threads of torch and numba; part of the result's identity [ours]")
+    device: Literal["cpu", "cuda", "auto"] = Field(description="where networks run; auto takes CUDA if there is one")
+
+
+class TrackingSettings(Section):
+    """Weights & Biases; never part of a result's identity."""
+
+    mode: Literal["auto", "offline", "online", "disabled"] = Field(description="auto: online with a key, else offline")
+    project: Text = Field(description="name of the W&B project")
+
+
+class CameraSettings(Section):
+    """The one camera that all stages and methods share (App. C)."""
+
+    fov_deg: float = Field(gt=0, lt=180, description="full field of view [deg]; 49.1 in App. C")
+    radius: Positive = Field(description="distance of the camera from the origin [scene units]; 2 in App. C")
+    half_side: Positive = Field(description="half the side of the volume box [scene units]; 0.7 in App. C")
+    reference_azimuth_deg: float = Field(ge=-360, le=360, description="azimuth of the input view [deg]; 180 in App. C")
+
+    @model_validator(mode="after")
+    def _camera_outside_box(self) -> "CameraSettings":
+        if self.half_side * 3**0.5 >= self.radius:
+            raise ValueError("the camera stands inside the volume box: half_side * sqrt(3) must be below radius")
+        return self
+
+
+class ModelPaths(Section):
+    """The frozen networks: a local folder or a Hugging Face model id (lpips: a safetensors file)."""
+
+    zero123: Text = Field(description="view-conditioned diffusion model (Sec. 3.3)")
+    refiner: Text = Field(description="text-guided diffusion model that refines samples (Sec. 3.3)")
+    clip: Text = Field(description="CLIP whose image similarity prunes samples (Eq. 11); not the evaluation's")
+    lpips: Text = Field(description="AlexNet LPIPS weights (Eq. 10); the paper names no backbone, AlexNet is [ours]")
+
+
+class ToyworldSettings(Section):
+    """The procedural object that an image shows, so that its truth is known ([ours])."""
+
+    family: Name = Field(description="family of procedural objects")
+    seed: int = Field(ge=0, description="seed of the instance; held out from the priors' training")
+
+
+class ObjectSettings(Section):
+    """One object to make: the image and the prompt that a user gives (Sec. 4)."""
+
+    image: Text = Field(description="PNG with alpha or on white")
+    prompt: Text = Field(description="text file that holds the prompt")
+    reference_polar_deg: float = Field(gt=0, lt=180, description="the image's polar angle from +Z [deg], App. C")
+    framed: bool = Field(description="true keeps the image's framing, false crops and centres it; [ours]")
+    toyworld: ToyworldSettings | None = Field(description="the procedural truth behind the image, or null")
+
+
+class InputSettings(Section):
+    """Matting and centring (Zero-1-to-3's preparation, Sec. 4)."""
+
+    resolution: int = Field(ge=16, multiple_of=8, description="side of every image in the run [px]; 256 in Sec. 4")
+    object_fraction: Rate = Field(description="the object's longest side in the frame; 200/256 in Zero-1-to-3")
+    alpha_threshold: Gray = Field(description="alpha above this is object [gray]; 127 in Zero-1-to-3")
+    white_threshold: Gray = Field(description="without alpha, a channel below this is object [gray]; [ours]")
+    min_side: Count = Field(description="smaller images are refused [px]; [ours]")
+
+
+class PriorSettings(Section):
+    """Sampling of the view-conditioned diffusion model (Sec. 3.3)."""
+
+    poses: Count = Field(description="unique poses M, uniform on the sphere; 10 000 in Sec. 4")
+    samples: Count = Field(description="parallel samples N of each pose (Sec. 3.3); N is [ours]")
+    steps: int = Field(ge=1, le=1000, description="DDIM steps; 50 in Zero-1-to-3")
+    guidance: NotNegative = Field(description="classifier-free guidance scale; 3 in Zero-1-to-3")
+    eta: Fraction = Field(description="DDIM noise, 0 deterministic; 1 in Zero-1-to-3's code")
+    batch: Count = Field(description="images of one network call; changes speed, never which noise is drawn")
+    shard_poses: Count = Field(description="poses of one file, the unit of resuming; [ours]")
+
+
+class PruneSettings(Section):
+    """Rejection of bad samples (Sec. 3.3, Eq. 11); every number is [ours], the paper gives none."""
+
+    enabled: bool = Field(description="false keeps every pose with its first sample")
+    white_threshold: Gray = Field(description="a pixel with a channel below this is foreground [gray]")
+    dilation_px: int = Field(ge=0, description="growth of the samples' shared overlap mask [px]")
+    max_bad_pixels: int = Field(ge=0, description="more foreground outside the mask than this rejects the pose [px]")
+    min_clip_similarity: float = Field(ge=-1, le=1, description="a least cosine below this rejects the pose")
+    batch: Count = Field(description="images of one CLIP call")
+
+
+class RefineSettings(Section):
+    """Diffuse-and-denoise of the kept samples with a text-guided model (Sec. 3.3, App. C)."""
+
+    enabled: bool = Field(description="false passes the kept samples on as they are")
+    kind: Literal["latent-diffusion", "controlnet-depth", "deepfloyd-if"] = Field(description="family of the refiner")
+    strength: float = Field(gt=0, le=1, description="share of the noise schedule that is added; 0.3 to 0.8 in App. C")
+    guidance: NotNegative = Field(description="classifier-free guidance scale; diffusers' img2img defaults, [ours]")
+    steps: int = Field(ge=1, le=1000, description="length of the schedule, of which `strength` is run; [ours]")
+    draws: Count = Field(description="refined images of each kept pose; [ours], more draws make more diverse objects")
+    batch: Count = Field(description="images of one network call")
+    view_prompts: bool = Field(description="append front, side, back or overhead view to the prompt (App. C)")
+    shard_poses: Count = Field(description="poses of one file, the unit of resuming; [ours]")
+
+
+class GeneratorSettings(Section):
+    """StyleGAN2 triplanes, decoder and 2D upsampler (Sec. 3.1); sizes are EG3D's where the paper is silent."""
+
+    z_dim: Count = Field(description="width of the latent z; 512 in EG3D")
+    w_dim: Count = Field(description="width of the style w; 512 in EG3D")
+    mapping_layers: Count = Field(description="layers of the mapping network; 2 in EG3D")
+    mapping_lr_multiplier: Rate = Field(description="learning-rate multiplier of the mapping network; 0.01 in EG3D")
+    plane_resolution: int = Field(ge=8, description="side of a stage-1 plane [px]; 128 in App. C")
+    plane_channels: Count = Field(description="channels of each of the three planes; 32 in EG3D")
+    channel_base: Count = Field(description="channels times resolution of a synthesis block; 32768 in EG3D")
+    channel_max: Count = Field(description="most channels of a synthesis block; 512 in EG3D")
+    decoder_hidden: Count = Field(description="hidden width of the triplane decoder; 64 in EG3D")
+    feature_channels: int = Field(ge=3, description="rendered channels, the first three RGB; 32 in EG3D")
+    raw_resolution: int = Field(ge=8, description="side of the volume rendering [px]; 64 in App. C")
+    output_resolution: int = Field(ge=8, description="side of the upsampled image [px]; 256 in Sec. 4")
+    coarse_samples: int = Field(ge=2, description="stratified samples of a ray; 48 in EG3D")
+    fine_samples: int = Field(ge=0, description="importance samples of a ray; 48 in EG3D")
+    upsampler_channels: Count = Field(description="channels of the 2D upsampler; 128 in EG3D")
+
+    @model_validator(mode="after")
+    def _powers_of_two(self) -> "GeneratorSettings":
+        for name in ("plane_resolution", "raw_resolution", "output_resolution"):
+            if (side := getattr(self, name)).bit_count() != 1:
+                raise ValueError(f"{name} must be a power of two, not {side}")
+        if self.raw_resolution > self.output_resolution:
+            raise ValueError("raw_resolution must not be above output_resolution")
+        return self
+
+
+class DiscriminatorSettings(Section):
+    """The pose-conditioned dual discriminator (Sec. 3.2); sizes are EG3D's."""
+
+    channel_base: Count = Field(description="channels times resolution of a block; 32768 in EG3D")
+    channel_max: Count = Field(description="most channels of a block; 512 in EG3D")
+    mbstd_group: Count = Field(description="images of one minibatch-deviation group; 4 in EG3D")
+    pose_noise: NotNegative = Field(description="noise on the pose label, in its standard deviations; 0 in the paper")
+
+
+class _Adversarial(Section):
+    """What both training stages set (Eq. 7; EG3D where the paper is silent)."""
+
+    kimg: Positive = Field(description="length in thousands of generated images [kimg]; [ours]")
+    batch: Count = Field(description="images of one step; 32 in EG3D")
+    lr_generator: Rate = Field(description="Adam's learning rate of G; 0.0025 in EG3D")
+    lr_discriminator: Rate = Field(description="Adam's learning rate of D; 0.002 in EG3D")
+    beta1: float = Field(ge=0, lt=1, description="Adam's first decay; 0 in EG3D")
+    beta2: float = Field(ge=0, lt=1, description="Adam's second decay; 0.99 in EG3D")
+    r1_gamma: NotNegative = Field(description="weight of R1, loss gamma / 2 |grad D|^2; 3 in App. C")
+    r1_interval: Count = Field(description="steps between R1 regularisations; 16 in EG3D")
+    density_weight: NotNegative = Field(description="weight of the density regularisation; 0.25 in EG3D")
+    density_interval: Count = Field(description="steps between density regularisations; 4 in EG3D")
+    density_points: Count = Field(description="points of one density regularisation; 1000 in EG3D")
+    density_distance: Positive = Field(description="perturbation of those points [scene units]; 0.004 in EG3D")
+    ema_kimg: Positive = Field(description="half-life of the averaged generator [kimg]; batch * 10 / 32 in EG3D")
+    ema_rampup: Fraction = Field(description="the half-life is at most this share of the images so far; 0.05 in EG3D")
+    checkpoint_kimg: Positive = Field(description="images between two checkpoints to resume from [kimg]; [ours]")
+    preview_seconds: Positive = Field(description="time between two preview images [s]; [ours]")
+
+
+class Stage1Settings(_Adversarial):
+    """Stage 1: adversarial distillation through the 2D branch (Sec. 3.2)."""
+
+    ada_enabled: bool = Field(description="adaptive augmentation; on in App. C, off in the 100K ablation")
+    ada_target: Fraction = Field(description="aimed mean sign of D on reals; 0.6 in StyleGAN2-ADA")
+    ada_interval: Count = Field(description="steps between adjustments of p; 4 in StyleGAN2-ADA")
+    ada_kimg: Positive = Field(description="images in which p can move from 0 to 1 [kimg]; 500 in StyleGAN2-ADA")
+    blur_sigma: NotNegative = Field(description="first blur of D's images, at the output's resolution [px]; 10 in EG3D")
+    blur_kimg: NotNegative = Field(description="images over which that blur fades [kimg]; batch * 200 / 32 in EG3D")
+
+
+class Stage2Settings(_Adversarial):
+    """Stage 2: the 3D upsampler, tied to the detached 2D branch by Eq. 10 (Sec. 3.2)."""
+
+    branch_3d: bool = Field(description="false goes on with the 2D branch alone (ablation)")
+    lr_upsampler: Rate = Field(description="Adam's learning rate of the 3D upsampler; [ours]")
+    lr_patch: Rate = Field(description="Adam's learning rate of the patch discriminator; [ours]")
+    plane_upsampling: int = Field(ge=1, le=4, description="side of stage-2 over stage-1 planes; 2 in App. C")
+    upsampler_channels: Count = Field(description="channels of the 3D upsampler; [ours]")
+    patch_size: int = Field(ge=32, description="side of a patch [px]; 64 in Sec. 3.2, AlexNet-LPIPS needs 31")
+    lpips_weight: NotNegative = Field(description="weight of LPIPS in Eq. 10; 1 in Mimic3D")
+    patch_weight: NotNegative = Field(description="weight of the patch discriminator's loss; 0.2 in Mimic3D")
+    patch_r1_gamma: NotNegative = Field(description="R1 of the patch discriminator; 3 everywhere in App. C")
+    patch_r1_interval: Count = Field(description="steps between its R1 regularisations; 16 in EG3D")
+    patch_channel_base: Count = Field(description="channels times resolution of its blocks; [ours]")
+    patch_channel_max: Count = Field(description="most channels of its blocks; [ours]")
+
+
+class OrbitSettings(Section):
+    """The turntable that is scored (Sec. 4)."""
+
+    frames: Count = Field(description="frames of 360 deg; 120 in Sec. 4")
+    seeds: Count = Field(description="latents z; [ours], the paper scores one object each")
+    fps: Count = Field(description="frame rate of the video [1/s]; [ours]")
+    batch: Count = Field(description="views rendered at once; changes memory, not images")
+    coarse_samples: int = Field(ge=2, description="stratified samples of a ray, without jitter; [ours]")
+    fine_samples: int = Field(ge=0, description="importance samples of a ray, without jitter; [ours]")
+    truncation: Fraction = Field(description="pull of w to its mean, 1 for none; [ours]")
+
+
+class ScorerSettings(Section):
+    """One CLIP that scores (Sec. 4)."""
+
+    kind: Literal["transformers", "open_clip"] = Field(description="the library that loads it")
+    model: Text = Field(description="a local folder or model id, or an open_clip architecture")
+    pretrained: Text | None = Field(description="open_clip's weights tag; null for transformers")
+
+
+class EvaluateSettings(Section):
+    """CLIP image and text scores (Sec. 4, Table 1)."""
+
+    scorers: dict[str, ScorerSettings] = Field(min_length=1, description="scorers by the name the table shows")
+    batch: Count = Field(description="images of one network call")
+    controls: bool = Field(description="also score what should win or fail: truth, copies, another object; [ours]")
+
+
+class ReportSettings(Section):
+    """What the tables and figures show."""
+
+    rows: dict[str, Name] = Field(min_length=1, description="Table 1's rows of ours: name to evaluation entry")

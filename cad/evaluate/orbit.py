@@ -1,0 +1,136 @@
+"""The evaluation orbit (Sec. 4): 120 views around the object per seed, from the 2D branch and from the 3D branch."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from cad.artifacts import InputArtifact, Orbit, OrbitWriter, write_image, write_json, write_video
+from cad.camera import Poses, near_far, orbit_poses
+from cad.config import CameraSettings, OrbitSettings
+from cad.context import Context
+from cad.progress import progress
+from cad.render.reference import Sampling
+from cad.train.load import LoadedGenerator, load_generator
+
+BRANCHES = ("2d", "3d")
+CONTACT_COLUMNS = 12
+VIDEO_SIDE = 256  # smaller frames are enlarged by whole pixels, or players blur them [ours]
+
+
+class Views(NamedTuple):
+    """Rendered views: color uint8 [n, H, W, 3] on white, alpha uint8 [n, H, W], depth [n, H, W] in scene units."""
+
+    color: NDArray[np.uint8]
+    alpha: NDArray[np.uint8]
+    depth: NDArray[np.float64]
+
+
+def render_orbit(
+    settings: OrbitSettings, camera: CameraSettings, stage2_dir: Path, input_dir: Path, out: Path, context: Context
+) -> None:
+    """Render the orbit of every seed and branch into `out`; frames that already lie there are kept.
+
+    The orbit runs at the reference's polar angle and starts at its azimuth [ours: the paper gives no elevation], so
+    frame 0 is the view to compare with the input. Raises UserError for a broken input or checkpoint.
+    """
+    reference = InputArtifact.open(input_dir)
+    poses = orbit_poses(settings.frames, reference.reference_polar, reference.reference_azimuth)
+    generator = load_generator(stage2_dir, "stage2", context.device)
+    seeds = range(settings.seeds)
+    writer = OrbitWriter(out, poses, camera.radius, camera.fov_deg, generator.resolution, BRANCHES, seeds)
+    batches = [
+        (branch, seed, batch)
+        for branch in BRANCHES
+        for seed in seeds
+        for batch in missing_batches(writer.missing(branch, seed), settings)
+    ]
+    total = len(BRANCHES) * settings.seeds * settings.frames
+    with progress(total, "orbit", total - sum(len(batch) for _, _, batch in batches)) as bar:
+        for branch, seed, batch in batches:
+            views = render_views(generator, branch, seed, take(poses, batch), settings, camera)
+            for k, color, alpha, depth in zip(batch, *views, strict=True):
+                writer.write(branch, seed, k, color, alpha, depth)
+            bar.advance(len(batch))
+    writer.finish()
+    # What an orbit of another generator (a control) has to be rendered with to be comparable.
+    write_json(out / "render.json", settings.model_dump())
+    orbit = Orbit.open(out)
+    for branch in BRANCHES:
+        for seed in seeds:
+            name = f"{branch}-seed-{seed:04d}"
+            write_video(out / f"{name}.mp4", video_frames(orbit, branch, seed), settings.fps)
+            context.tracker.video(f"orbit/{name}", out / f"{name}.mp4")
+    sheet = labelled_sheet(orbit)
+    write_image(out / "contact.png", sheet)
+    context.tracker.image("orbit/contact", sheet, 0)
+
+
+def missing_batches(missing: list[int], settings: OrbitSettings) -> list[range]:
+    """The batches with a missing frame. They are always the same ones, so that a resumed run computes the same bits."""
+    starts = sorted({k - k % settings.batch for k in missing})
+    return [range(start, min(start + settings.batch, settings.frames)) for start in starts]
+
+
+def take(poses: Poses, frames: range | list[int]) -> Poses:
+    """Some of the poses."""
+    return Poses(poses.azimuth[list(frames)], poses.polar[list(frames)])
+
+
+def render_views(
+    generator: LoadedGenerator, branch: str, seed: int, poses: Poses, settings: OrbitSettings, camera: CameraSettings
+) -> Views:
+    """Render one seed's views at these poses through one branch ("2d" or "3d")."""
+    near, far = near_far(camera.radius, camera.half_side)
+    sampling = Sampling(near, far, camera.half_side, settings.coarse_samples, settings.fine_samples)
+    w = generator.w(seed, settings.truncation)
+    cameras = poses.cameras(camera.radius)
+    rendered = generator.render_2d(w, cameras) if branch == "2d" else generator.render_3d(w, cameras, sampling)
+    return to_views(*rendered, far)
+
+
+def to_views(image: Tensor, opacity: Tensor, depth: Tensor, far: float) -> Views:
+    """Views from a rendering on white.
+
+    image: [n, 3, H, W] in [-1, 1]; opacity: [n, 1, r, r] in [0, 1]; depth: [n, 1, r, r] along the ray, where the light
+    that passes counts with `far`: it is taken out again, so that a soft edge has the surface's depth. The 2D branch has
+    opacity and depth at its raw resolution only; they are resized to the image's. Depth is 0 where nothing is.
+    """
+    side = image.shape[-1]
+    if opacity.shape[-1] != side:
+        opacity, depth = (interpolate(x, (side, side), mode="bilinear", antialias=True) for x in (opacity, depth))
+    color = ((image.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    alpha = (opacity[:, 0].clamp(0, 1) * 255).round().byte().cpu().numpy()
+    surface = ((depth - (1 - opacity) * far) / opacity.clamp(min=1e-6))[:, 0].double().cpu().numpy()
+    return Views(color, alpha, np.where(alpha == 0, 0.0, surface.clip(0, far)))
+
+
+def video_frames(orbit: Orbit, branch: str, seed: int) -> Iterator[NDArray[np.uint8]]:
+    """The frames of one branch and seed, uint8 [H, W, 3], enlarged to `VIDEO_SIDE` or more."""
+    factor = math.ceil(VIDEO_SIDE / orbit.resolution)
+    for k in range(len(orbit)):
+        yield orbit.frame(branch, seed, k).repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def labelled_sheet(orbit: Orbit) -> NDArray[np.uint8]:
+    """One image to look at, uint8 [H, W, 3]: a row per branch and seed, a column per azimuth (30 deg apart)."""
+    columns = [round(i * len(orbit) / CONTACT_COLUMNS) % len(orbit) for i in range(CONTACT_COLUMNS)]
+    rows = [(branch, seed) for branch in reversed(orbit.branches) for seed in orbit.seeds]
+    side, gap, left, top = orbit.resolution, 2, 66, 14
+    sheet = Image.new("RGB", (left + CONTACT_COLUMNS * (side + gap), top + len(rows) * (side + gap)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, frame in enumerate(columns):
+        degrees = round(math.degrees(orbit.azimuth[frame])) % 360
+        draw.text((left + column * (side + gap) + side / 2, 1), str(degrees), fill="black", anchor="ma")
+    for row, (branch, seed) in enumerate(rows):
+        y = top + row * (side + gap)
+        draw.text((4, y + side / 2), f"{branch.upper()} seed {seed}", fill="black", anchor="lm")
+        for column, frame in enumerate(columns):
+            sheet.paste(Image.fromarray(orbit.frame(branch, seed, frame)), (left + column * (side + gap), y))
+    return np.asarray(sheet)

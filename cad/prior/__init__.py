@@ -1,0 +1,1 @@
+"""Sec. 3.3: sampling the view-conditioned prior, pruning its poses, refining what is kept."""

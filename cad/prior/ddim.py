@@ -1,0 +1,83 @@
+"""Denoising diffusion: the training target, one guided DDIM walk, and noise that depends on no batch.
+
+The scheduler (schedule, prediction type, time steps) is diffusers' DDIMScheduler, configured by the checkpoint.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+Denoiser = Callable[[Tensor, int], Tensor]  # (noisy [B, C, h, w], time step) -> what the network predicts, same shape
+StepNoise = Callable[[int], Tensor]  # index of the DDIM step -> noise [B, C, h, w]; called in order, each step once
+
+
+class NoiseStreams:
+    """One generator per image of a batch, so that an image's noise is the same in every batch (DESIGN promise 1)."""
+
+    def __init__(self, generators: Sequence[torch.Generator], device: torch.device, dtype: torch.dtype):
+        self.generators = list(generators)
+        self.device = device
+        self.dtype = dtype
+
+    def draw(self, shape: tuple[int, ...]) -> Tensor:
+        """The next standard normal noise of every stream, [B, *shape], drawn on the CPU in float32."""
+        draws = [torch.randn(shape, generator=stream) for stream in self.generators]
+        return torch.stack(draws).to(self.device, self.dtype)
+
+
+def guide(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance: unconditional + guidance * (conditional - unconditional)."""
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def time_steps(scheduler: DDIMScheduler, steps: int, strength: float) -> list[int]:
+    """The noisiest-first DDIM time steps of the last `strength` (0 to 1) of a walk of `steps` steps.
+
+    SDEdit starts at round(steps * strength) steps before the end [ours: diffusers truncates, so that 0.29 of 100
+    gives 28]. Strength 1 is the whole walk, strength 0 an empty one.
+    """
+    scheduler.set_timesteps(steps)
+    kept = min(round(steps * strength), steps)
+    return [int(t) for t in scheduler.timesteps[steps - kept :]]
+
+
+def walk(
+    denoise: Denoiser,
+    scheduler: DDIMScheduler,
+    latents: Tensor,
+    times: Sequence[int],
+    eta: float,
+    step_noise: StepNoise | None,
+) -> Tensor:
+    """Reverse denoising of `latents` [B, C, h, w] through `times` (from `time_steps`), by DDIM (paper's ref. [88]).
+
+    eta 0 is deterministic, eta 1 as noisy as DDPM; eta above 0 needs `step_noise` (ValueError without it).
+    """
+    if eta > 0 and step_noise is None:
+        raise ValueError("DDIM with eta above 0 needs step_noise: the scheduler would draw from the global generator")
+    for index, time in enumerate(times):
+        noise = step_noise(index) if step_noise is not None else None
+        latents = scheduler.step(
+            denoise(latents, time), time, latents, eta=eta, variance_noise=noise, return_dict=False
+        )[0]
+    return latents
+
+
+def add_noise(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+    """sqrt(abar_t) latents + sqrt(1 - abar_t) noise; times: [B] int64."""
+    return scheduler.add_noise(latents, noise, times)
+
+
+def target(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+    """What the network should predict, [B, C, h, w]: the noise, or v = sqrt(abar) noise - sqrt(1 - abar) latents.
+
+    Raises ValueError for any other prediction type in the scheduler's config.
+    """
+    kind = scheduler.config["prediction_type"]
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        return scheduler.get_velocity(latents, noise, times)
+    raise ValueError(f"prediction_type {kind!r} has no training target here")

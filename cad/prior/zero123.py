@@ -1,0 +1,190 @@
+"""Zero-1-to-3, the view-conditioned diffusion prior of Sec. 3.3, in the layout of its published diffusers conversions.
+
+A folder (or hub id) holds vae/, unet/, image_encoder/, feature_extractor/, cc_projection/, scheduler/.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+from cad.prior import ddim
+from cad.prior.weights import load_network, load_plain
+
+
+class CCProjection(ModelMixin, ConfigMixin):
+    """The linear map from image embedding and relative pose to the UNet's cross-attention context.
+
+    The defaults are the published size: the conversions' config.json does not always hold it.
+    """
+
+    @register_to_config
+    def __init__(self, in_channel: int = 772, out_channel: int = 768):
+        super().__init__()
+        self.projection = nn.Linear(in_channel, out_channel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in_channel] to [..., out_channel]."""
+        return self.projection(x)
+
+
+class Zero123:
+    """The networks of Zero-1-to-3 and what is computed with them; `unet` and `cc_projection` are the trained ones."""
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        unet: UNet2DConditionModel,
+        image_encoder: CLIPVisionModelWithProjection,
+        feature_extractor: CLIPImageProcessor,
+        cc_projection: CCProjection,
+        scheduler: DDIMScheduler,
+    ):
+        self.vae = vae
+        self.unet = unet
+        self.image_encoder = image_encoder
+        self.feature_extractor = feature_extractor
+        self.cc_projection = cc_projection
+        self.scheduler = scheduler
+
+    @classmethod
+    def load(cls, folder: Path | str, device: torch.device, dtype: torch.dtype) -> "Zero123":
+        """Load a local folder or a hub id, frozen; raises UserError naming the part that is missing or broken."""
+        return cls(
+            vae=load_network(AutoencoderKL, folder, "vae", device, dtype),
+            unet=load_network(UNet2DConditionModel, folder, "unet", device, dtype),
+            image_encoder=load_network(CLIPVisionModelWithProjection, folder, "image_encoder", device, dtype),
+            feature_extractor=load_plain(CLIPImageProcessor, folder, "feature_extractor", "preprocessor_config.json"),
+            cc_projection=load_network(CCProjection, folder, "cc_projection", device, dtype),
+            scheduler=load_plain(DDIMScheduler, folder, "scheduler", "scheduler_config.json"),
+        )
+
+    def save(self, folder: Path | str) -> None:
+        """Write the folder that `load` reads, with the model_index.json of the community pipeline."""
+        folder = Path(folder)
+        index: dict[str, object] = {"_class_name": "Zero1to3StableDiffusionPipeline"}
+        for name in ("vae", "unet", "image_encoder", "feature_extractor", "cc_projection", "scheduler"):
+            part = getattr(self, name)
+            part.save_pretrained(folder / name)
+            library = type(part).__module__.split(".")[0]
+            index[name] = [library if library != "cad" else "pipeline_zero1to3", type(part).__name__]
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image's latent."""
+        side = self.unet.config.sample_size
+        return (self.unet.config.out_channels, side, side)
+
+    @property
+    def resolution(self) -> int:
+        """Side of the square images that the model was made for, pixels."""
+        return self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @torch.no_grad()
+    def condition(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The two conditions of one reference [B, 3, H, W] in [-1, 1]: embedding [B, D] and VAE latent [B, 4, h, w].
+
+        The embedding is projected but not normalised, of the picture resized bicubically with align_corners and
+        without antialiasing; the latent is the VAE's mode, *not* multiplied by the scaling factor (as published).
+        """
+        side = self.image_encoder.config.image_size
+        small = nn.functional.interpolate(image.float(), size=(side, side), mode="bicubic", align_corners=True)
+        mean, std = (
+            small.new_tensor(statistic)[:, None, None]
+            for statistic in (self.feature_extractor.image_mean, self.feature_extractor.image_std)
+        )
+        pixels = (((small + 1) / 2 - mean) / std).to(self.image_encoder.dtype)
+        embedding = self.image_encoder(pixels).image_embeds
+        return embedding, self.vae.encode(image.to(self.vae.dtype)).latent_dist.mode()
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """What is diffused: the VAE's mode times its scaling factor, [B, 4, h, w] of images [B, 3, H, W] in [-1, 1]."""
+        return self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode() * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1], float32, of scaled latents [B, 4, h, w]."""
+        return self.vae.decode(latents / self.vae.config.scaling_factor).sample.float().clamp(-1, 1)
+
+    def context(self, embedding: Tensor, relative_pose: Tensor) -> Tensor:
+        """Cross-attention context [B, 1, C] of embeddings [B, D] and poses [B, 4] (`cad.camera.relative_pose`)."""
+        joined = torch.cat([embedding, relative_pose.to(embedding)], dim=-1)
+        return self.cc_projection(joined)[:, None]
+
+    def denoise(self, latents: Tensor, t: Tensor | int, context: Tensor, concat_latent: Tensor) -> Tensor:
+        """The UNet's prediction [B, 4, h, w] for noisy latents [B, 4, h, w] at step t beside the reference's latent."""
+        return self.unet(torch.cat([latents, concat_latent], dim=1), t, encoder_hidden_states=context).sample
+
+    @torch.no_grad()
+    def sample(
+        self,
+        embedding: Tensor,
+        latent: Tensor,
+        relative_pose: Tensor,
+        noise: Tensor,
+        step_noise: ddim.StepNoise | None,
+        steps: int,
+        guidance: float,
+        eta: float,
+    ) -> Tensor:
+        """Views [B, 3, H, W] in [-1, 1] of one reference from relative poses [B, 4], by guided DDIM (Sec. 3.3).
+
+        embedding: [1 or B, D], latent: [1 or B, 4, h, w] from `condition`; noise: [B, 4, h, w].
+        The unconditional branch has a zero context and a zero reference latent.
+        """
+        count = len(relative_pose)
+        context = self.context(embedding.expand(count, -1), relative_pose)
+        contexts = torch.cat([torch.zeros_like(context), context])
+        reference = latent.expand(count, -1, -1, -1)
+        references = torch.cat([torch.zeros_like(reference), reference])
+
+        def denoise(noisy: Tensor, time: int) -> Tensor:
+            null, conditional = self.denoise(torch.cat([noisy, noisy]), time, contexts, references).chunk(2)
+            return ddim.guide(conditional, null, guidance)
+
+        times = ddim.time_steps(self.scheduler, steps, 1.0)
+        return self.decode(ddim.walk(denoise, self.scheduler, noise.to(context), times, eta, step_noise))
+
+
+def draw_drops(
+    count: int, embedding_only: float, both: float, concat_only: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Which of `count` examples lose their embedding and which their concatenated latent: two [count] bool masks.
+
+    The three fractions are disjoint; Zero-1-to-3 trains with 0.05 each.
+    """
+    draw = torch.rand(count, generator=generator)
+    drop_embedding = draw < embedding_only + both
+    drop_concat = (draw >= embedding_only) & (draw < embedding_only + both + concat_only)
+    return drop_embedding, drop_concat
+
+
+def training_loss(
+    model: Zero123,
+    latents: Tensor,
+    concat: Tensor,
+    embedding: Tensor,
+    pose: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    drop_embedding: Tensor,
+    drop_concat: Tensor,
+) -> Tensor:
+    """Mean squared error of the UNet's prediction, a scalar; gradients reach `unet` and `cc_projection`.
+
+    latents: [B, 4, h, w] target view, already scaled (`encode`); concat: [B, 4, h, w] reference, unscaled, and
+    embedding: [B, D] (`condition`); pose: [B, 4]; t: [B] int64; noise: [B, 4, h, w]; drops: [B] bool.
+    A dropped embedding zeroes the whole context, after the projection: the null that `sample` uses.
+    """
+    context = model.context(embedding, pose).masked_fill(drop_embedding[:, None, None], 0)
+    reference = concat.masked_fill(drop_concat[:, None, None, None], 0)
+    noisy = ddim.add_noise(model.scheduler, latents, noise, t)
+    predicted = model.denoise(noisy, t, context, reference)
+    return nn.functional.mse_loss(predicted, ddim.target(model.scheduler, latents, noise, t))

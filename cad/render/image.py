@@ -1,0 +1,76 @@
+"""Whole views and patches through the reference renderer."""
+
+import torch
+from torch import Tensor
+
+from cad.camera import pixel_centers, rays
+from cad.render.reference import Decoder, Rendered, Sampling, render_rays
+
+POINTS_PER_CHUNK = 2**20  # without gradients, rays go through in chunks of this many samples to bound the memory [ours]
+
+
+def render_view(
+    planes: Tensor,
+    decoder: Decoder,
+    cameras: Tensor,
+    focal: float,
+    resolution: int,
+    sampling: Sampling,
+    jitter: torch.Generator | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Full square views: features [B, F, r, r] on white, opacity [B, 1, r, r], depth [B, 1, r, r].
+
+    planes: [B, 3, C, N, N]; cameras: [B, 4, 4] camera-to-world; focal in image sides; resolution r in pixels.
+    """
+    pixels = pixel_centers(resolution).to(planes).expand(cameras.shape[0], -1, 2)
+    return _render(planes, decoder, cameras, focal, pixels, resolution, sampling, jitter)
+
+
+def render_patch(
+    planes: Tensor,
+    decoder: Decoder,
+    cameras: Tensor,
+    focal: float,
+    corners: Tensor,
+    size: int,
+    resolution: int,
+    sampling: Sampling,
+    jitter: torch.Generator | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Square patches of a virtual view of `resolution` pixels (Sec. 3.2): like `render_view`, but [B, *, size, size].
+
+    corners: [B, 2] integer (x, y) of each patch's first pixel, in 0 .. resolution - size.
+    """
+    inside = pixel_centers(size).to(planes) * size  # (x, y) in pixels from the patch's corner
+    pixels = (corners[:, None].to(planes) + inside) / resolution
+    return _render(planes, decoder, cameras, focal, pixels, size, sampling, jitter)
+
+
+def crop(images: Tensor, corners: Tensor, size: int) -> Tensor:
+    """The pixels [B, C, size, size] of images [B, C, H, W] that `render_patch` renders at the same corners."""
+    patches = [image[:, y : y + size, x : x + size] for image, (x, y) in zip(images, corners.tolist(), strict=True)]
+    return torch.stack(patches)
+
+
+def _render(
+    planes: Tensor,
+    decoder: Decoder,
+    cameras: Tensor,
+    focal: float,
+    pixels: Tensor,
+    side: int,
+    sampling: Sampling,
+    jitter: torch.Generator | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Render the rays of pixels [B, side^2, 2] and lay them out as images."""
+    origins, directions = rays(cameras.to(planes), focal, pixels)
+    chunk = origins.shape[1]
+    if not torch.is_grad_enabled():
+        chunk = max(1, POINTS_PER_CHUNK // (len(cameras) * (sampling.coarse + sampling.fine)))
+    parts = [
+        render_rays(planes, decoder, o, d, sampling, jitter)
+        for o, d in zip(origins.split(chunk, 1), directions.split(chunk, 1), strict=True)
+    ]
+    joined = parts[0] if len(parts) == 1 else Rendered(*(torch.cat(p, 1) for p in zip(*parts, strict=True)))
+    features, opacity, depth = (part.transpose(1, 2).unflatten(2, (side, side)) for part in joined)
+    return features, opacity, depth

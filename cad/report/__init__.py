@@ -1,0 +1,1 @@
+"""Tables, figures and pages, from artefact files alone: nothing here imports a model or torch."""

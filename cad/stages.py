@@ -1,0 +1,146 @@
+"""From an entry's name to a stage function's arguments: one mechanism for all stages, described by one table.
+
+The paper's pipeline is this table read downwards. A stage's folder gets a `lineage.json` with the digests of what it
+was made from; so a change anywhere above shows in the next folder's digest, and DVC needs only each stage's direct
+upstream to notice it. Nothing heavy is imported until a stage runs.
+"""
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cad.errors import UserError
+
+if TYPE_CHECKING:
+    from cad.config import ObjectSettings, Params
+
+RUNS = Path("runs")
+LINEAGE = "lineage.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage function takes, by the names of its parameters (`settings`, `out` and `context` go to every one)."""
+
+    function: str  # "module:function"
+    reads: tuple[str, ...]  # stages whose folders it takes as `<stage>_dir`
+    models: tuple[str, ...] = ()  # fields of ModelPaths it loads; any makes it take `models`
+    source: bool = False  # takes `source`, the object's settings
+    networks: tuple[str, ...] = ()  # sections it takes beside its own, by their names
+
+
+STAGES = {
+    "input": Stage("cad.inputs.prepare:prepare_input", reads=(), source=True),
+    "prior": Stage("cad.prior.sample:sample_prior", reads=("input",), models=("zero123",)),
+    "prune": Stage("cad.prior.prune:prune_prior", reads=("input", "prior"), models=("clip",), source=True),
+    "refine": Stage("cad.prior.refine:refine_prior", reads=("input", "prior", "prune"), models=("refiner",)),
+    "stage1": Stage("cad.train.stage1:train_stage1", reads=("refine",), networks=("generator", "discriminator")),
+    "stage2": Stage("cad.train.stage2:train_stage2", reads=("stage1", "refine"), models=("lpips",)),
+    "orbit": Stage("cad.evaluate.orbit:render_orbit", reads=("stage2", "input")),
+    "evaluate": Stage("cad.evaluate.score:evaluate_orbit", reads=("input", "orbit", "stage2"), source=True),
+}
+
+
+def run_folder(stage: str, entry: str) -> Path:
+    """Where a stage's entry lies: runs/<entry>/<stage>."""
+    return RUNS / entry / stage
+
+
+def run_stage(name: str, entry: str, params_file: Path) -> Path:
+    """Run one stage of one entry, resuming what a kill left, and return its folder.
+
+    Work in progress is found again by settings and inputs, not by code: after changing code, `make clean` starts anew.
+    Raises UserError for any fault in the settings, the upstream folders or the user's files; then nothing is written.
+    """
+    from cad.artifacts import digest, workspace, write_json
+    from cad.config import load
+
+    stage, params = STAGES[name], load(params_file)
+    settings, _ = params.resolve(name, entry)
+    above = params.ancestors(name, entry)
+    source = params.objects[above["object"]]
+    folders = {upstream: run_folder(upstream, above[upstream]) for upstream in stage.reads}
+    for upstream, folder in folders.items():
+        if not folder.is_dir():
+            raise UserError(f"{folder}: is missing; run `dvc repro {upstream}@{above[upstream]}` first")
+    networks = {section: params.resolve(section, entry)[0] for section in stage.networks}
+    inputs = {upstream: digest(folder) for upstream, folder in folders.items()}
+    if not stage.reads:
+        inputs |= _source_digests(source)
+    identity = {
+        "stage": name,
+        "object": above["object"],
+        "seed": params.seed,
+        "runtime": params.runtime.model_dump(),
+        "camera": params.camera.model_dump(),
+        "settings": settings.model_dump(),
+        "networks": {section: network.model_dump() for section, network in networks.items()},
+        "source": source.model_dump() if stage.source else None,
+        "models": _model_digests(stage, params, settings),
+        "inputs": inputs,
+    }
+    arguments: dict[str, Any] = {"settings": settings, "camera": params.camera, **networks}
+    arguments |= {f"{upstream}_dir": folder for upstream, folder in folders.items()}
+    if stage.models:
+        arguments["models"] = params.models
+    if stage.source:
+        arguments["source"] = source
+
+    out = run_folder(name, entry)
+    fix_environment(params.runtime.threads)
+    with workspace(out, identity) as work, _context(name, entry, params, above["object"], identity) as context:
+        _function(stage)(out=work, context=context, **arguments)
+        write_json(work / LINEAGE, {"schema": 1, "stage": name, "inputs": inputs})
+    return out
+
+
+def _source_digests(source: "ObjectSettings") -> dict[str, str]:
+    """Digests of what the user gave, the object's settings included: the first folder of a run carries them on."""
+    import hashlib
+
+    from cad.artifacts import digest
+
+    digests = {"settings": hashlib.sha256(source.model_dump_json().encode()).hexdigest()}
+    return digests | {path: digest(Path(path)) for path in (source.image, source.prompt) if Path(path).is_file()}
+
+
+def _model_digests(stage: Stage, params: "Params", settings: Any) -> dict[str, str]:
+    """Digest of each local weights file or folder the stage loads; a model id stands for itself."""
+    from cad.artifacts import digest
+
+    paths = [getattr(params.models, field) for field in stage.models]
+    paths += [scorer.model for scorer in getattr(settings, "scorers", {}).values()]
+    return {path: digest(Path(path)) if Path(path).exists() else path for path in paths}
+
+
+def fix_environment(threads: int) -> None:
+    """What must be set before numerical libraries are imported for a CPU to give the same bits again."""
+    fixed = {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": str(threads),
+        "NUMBA_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "SOURCE_DATE_EPOCH": "0",
+    }
+    os.environ.update(fixed)
+
+
+@contextmanager
+def _context(name: str, entry: str, params: "Params", subject: str, identity: dict[str, Any]) -> Iterator[Any]:
+    from cad.context import Context, prepare_device
+    from cad.tracking import open_tracker
+
+    device = prepare_device(params.runtime.device, params.runtime.threads)
+    with open_tracker(params.tracking, name, entry, identity, identity["inputs"]) as tracker:
+        yield Context(seed=params.seed, object=subject, device=device, tracker=tracker)
+
+
+def _function(stage: Stage) -> Any:
+    """Import a stage's function, and with it what it computes with."""
+    module, function = stage.function.split(":")
+    return getattr(importlib.import_module(module), function)

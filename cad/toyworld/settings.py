@@ -1,0 +1,97 @@
+"""Settings of the small models' data and training; the values are in experiments/toyworld/params.yaml ([ours] throughout)."""
+
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cad.config import CameraSettings
+from cad.errors import UserError
+
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(_Strict):
+    """What is rendered."""
+
+    resolution: Count = Field(description="Side of a view, pixels")
+    train_instances: Count = Field(description="Training instances per family")
+    held_out_instances: Count = Field(description="Held-out instances per family, for the committed table")
+    references: Count = Field(description="Views per instance near the front")
+    targets: Count = Field(description="Views per instance uniform on the sphere")
+    reference_spread_deg: float = Field(ge=0, le=180, description="Half-width of the references' azimuth, degrees")
+    reference_polar_deg: tuple[float, float] = Field(description="Bounds of the references' polar angle, degrees")
+
+
+class FitSettings(_Strict):
+    """How one model is trained."""
+
+    steps: Count = Field(description="Optimiser steps in all; a larger number resumes")
+    batch: Count = Field(description="Examples per step")
+    lr: float = Field(gt=0, description="Peak learning rate of AdamW")
+    warmup: Count = Field(description="Steps of linear warm-up")
+    cooldown: Fraction = Field(description="Last fraction of the steps, over which the learning rate falls to zero")
+    ema: Fraction = Field(description="Decay per step of the exponential moving average that is saved")
+    bf16: bool = Field(description="Run the forward pass under bfloat16 autocast")
+
+
+class ClipSettings(_Strict):
+    """A small CLIP."""
+
+    patch: Count = Field(description="Patch side, pixels")
+    width: Count = Field(description="Width of both towers and of the shared space")
+    vision_layers: Count = Field(description="Layers of the image tower")
+    text_layers: Count = Field(description="Layers of the text tower")
+    fit: FitSettings
+
+
+class AutoencoderSettings(_Strict):
+    """The AutoencoderKL shared by both diffusion models."""
+
+    channels: list[Count] = Field(description="Channels per level; each level after the first halves the side")
+    foreground_weight: float = Field(ge=1, description="Weight of foreground pixels against background pixels")
+    kl_weight: float = Field(ge=0, description="Weight of the divergence from the unit Gaussian, per latent element")
+    perceptual_weight: float = Field(ge=0, description="Weight of LPIPS beside the weighted L1")
+    fit: FitSettings
+
+
+class DiffusionSettings(_Strict):
+    """A UNet in latent space."""
+
+    channels: list[Count] = Field(description="Channels per level")
+    attention: list[bool] = Field(description="Whether a level has cross- and self-attention, finest first")
+    heads: Count = Field(description="Attention heads")
+    layers: Count = Field(description="Residual blocks per level")
+    fit: FitSettings
+
+
+class ToyworldSettings(_Strict):
+    """All of experiments/toyworld/params.yaml."""
+
+    seed: int
+    camera: CameraSettings
+    data: DataSettings
+    clip: ClipSettings
+    clip_evaluation: ClipSettings
+    autoencoder: AutoencoderSettings
+    zero123: DiffusionSettings
+    refiner: DiffusionSettings
+
+
+def load_settings(path: Path) -> ToyworldSettings:
+    """Read and check the file; raises UserError with the full path of the first wrong key."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; run from the root of the repository")
+    try:
+        return ToyworldSettings.model_validate(yaml.safe_load(path.read_text()))
+    except (ValidationError, yaml.YAMLError) as fault:
+        if isinstance(fault, yaml.YAMLError):
+            raise UserError(f"{path}: is not YAML ({fault}); restore it with git") from fault
+        first = fault.errors()[0]
+        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; see cad/toyworld/settings.py") from fault

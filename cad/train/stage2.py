@@ -1,0 +1,221 @@
+"""Stage 2 (Sec. 3.2, Fig. 3): the 2D branch is baked into a triplane upsampler, while the game on it goes on.
+
+Which weights learn from the 3D branch ([ours]; the paper says both "to optimize the 3D upsampler" and "fine-tuning
+together"): its losses reach the upsampler and, through planes, w and decoder, the trunk that both branches share, as in
+Mimic3D. They never reach the 2D upsampler, whose image is a fixed target (the stop-gradient of Eq. 10).
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cad.artifacts import Checkpoint
+from cad.config import CameraSettings, DiscriminatorSettings, GeneratorSettings, ModelPaths, Stage2Settings
+from cad.context import Context
+from cad.errors import UserError
+from cad.models.discriminator import PatchDiscriminator
+from cad.models.ema import ema_decay, update_ema
+from cad.models.layers import initialise
+from cad.models.upsampler3d import PlaneUpsampler
+from cad.render.image import crop
+from cad.seeding import generator as seeded
+from cad.train.data import crop_places, draw_reals, load_reals
+from cad.train.distill import PLAIN, Distiller, Fakes
+from cad.train.loop import Length, run_training
+from cad.train.losses import consistency_loss, discriminator_loss, generator_loss, r1_penalty
+from cad.train.optimize import descend, lazy_adam, restore_optimizer
+from cad.train.perceptual import load_lpips
+from cad.train.preview import draw_preview
+from cad.train.stage1 import describe
+from cad.train.synthesis import lifted_planes, patch_3d
+
+
+def train_stage2(
+    settings: Stage2Settings,
+    camera: CameraSettings,
+    models: ModelPaths,
+    stage1_dir: Path,
+    refine_dir: Path,
+    out: Path,
+    context: Context,
+) -> None:
+    """Go on from stage 1 with the 3D branch beside the 2D one; writes a "stage2" Checkpoint, history.csv, preview.png.
+
+    Resumes from the checkpoint in `out`, to the same bits. Raises UserError for a broken stage-1 checkpoint or prior,
+    a patch that does not fit, missing LPIPS weights, and a loss that is not finite.
+    """
+    first = Checkpoint.open(stage1_dir, "stage1")
+    stored = first.state["settings"]
+    shape = GeneratorSettings.model_validate(stored["generator"])
+    judge = DiscriminatorSettings.model_validate(stored["discriminator"])
+    if stored["camera"] != camera.model_dump(mode="json"):
+        raise UserError(f"{stage1_dir}: was trained with another camera than params.yaml says; train stage 1 again")
+    reals = load_reals(refine_dir, camera, shape.output_resolution)
+    players = Distiller("stage2", settings, shape, judge, camera, reals, context)
+    players.generator.load_state_dict(first.tensors("generator"))
+    players.average.load_state_dict(first.tensors("generator_ema"))
+    players.discriminator.load_state_dict(first.tensors("discriminator"))
+    restore_optimizer(players.optimizer_g, first.tensors("optimizer_g"))
+    restore_optimizer(players.optimizer_d, first.tensors("optimizer_d"))
+    branch = Branch3D(players, settings, Path(models.lpips)) if settings.branch_3d else None
+    job = Stage2(players, branch, settings, camera, first.state["images"])
+    length = Length(settings.kimg, settings.batch, settings.checkpoint_kimg, settings.preview_seconds)
+    run_training(job, length, out, context)
+
+
+class Branch3D:
+    """The triplane upsampler, its moving average, the patch discriminator and LPIPS: all that stage 2 adds."""
+
+    def __init__(self, players: Distiller, settings: Stage2Settings, lpips_weights: Path) -> None:
+        size, resolution = settings.patch_size, players.shape.output_resolution
+        if size > resolution or size & (size - 1):
+            raise UserError(
+                f"params.yaml: stage2.patch_size: {size} px is no power of two up to generator.output_resolution = "
+                f"{resolution}; choose 32 or more, at most {resolution}"
+            )
+        context, s = players.context, settings
+        self.players, self.settings = players, settings
+        self.distance = load_lpips(lpips_weights, context.device)
+        self.upsampler = PlaneUpsampler(settings, players.shape.plane_channels, players.shape.w_dim)
+        self.patches = PatchDiscriminator(size, s.patch_channel_base, s.patch_channel_max)
+        initialise(self.upsampler, seeded(context.seed, context.object, "stage2", "weights", "upsampler"))
+        initialise(self.patches, seeded(context.seed, context.object, "stage2", "weights", "patches"))
+        self.upsampler.to(context.device)
+        self.patches.to(context.device)
+        self.average = copy.deepcopy(self.upsampler).requires_grad_(False)
+        self.optimizer_up = lazy_adam(
+            {"upsampler": self.upsampler}, s.lr_upsampler, s.beta1, s.beta2, s.density_interval
+        )
+        self.optimizer_patch = lazy_adam({"patches": self.patches}, s.lr_patch, s.beta1, s.beta2, s.patch_r1_interval)
+
+    def patch(self, fakes: Fakes, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Patches of both branches at the same uniformly drawn places: I3D and I2D of Eq. 10, each [B, 3, p, p]."""
+        size, lens = self.settings.patch_size, self.players.lens
+        places = crop_places(len(fakes.w), size, lens.resolution, draws).to(fakes.w.device)
+        lifted = lifted_planes(self.upsampler, fakes.planes, fakes.w)
+        rendered = patch_3d(self.players.generator, lifted, fakes.cameras, places, size, lens, draws)
+        return rendered, crop(fakes.views.image, places, size)
+
+    def real_patches(self, draws: torch.Generator) -> Tensor:
+        """Crops of refined samples, at places of their own, [B, 3, p, p]."""
+        size, batch, device = self.settings.patch_size, self.settings.batch, self.players.context.device
+        images, _ = draw_reals(self.players.reals, batch, draws, device)
+        return crop(images, crop_places(batch, size, self.players.lens.resolution, draws), size)
+
+    def discriminator_step(self, step: int, fake: Tensor) -> dict[str, float]:
+        """Eq. 7 for the patch discriminator ("a similar objective"), without pose and augmentation; R1 when due."""
+        draws, s = self.players.draws(step, "patch discriminator"), self.settings
+        own = {"optimizer_patch": self.optimizer_patch}
+        real_logits, fake_logits = self.patches(self.real_patches(draws)), self.patches(fake)
+        loss = discriminator_loss(fake_logits, real_logits)
+        values = {"grad_patch": descend(loss, own, "stage2", "patch discriminator", step), "loss_patch_d": loss.item()}
+        values["patch_real_sign"] = real_logits.detach().sign().mean().item()
+        values["patch_fake_sign"] = fake_logits.detach().sign().mean().item()
+        if step % s.patch_r1_interval == 0 and s.patch_r1_gamma > 0:
+            real = self.real_patches(self.players.draws(step, "patch r1")).requires_grad_()
+            penalty = r1_penalty(self.patches(real), [real], s.patch_r1_gamma)
+            descend(penalty * s.patch_r1_interval, own, "stage2", "patch r1", step)
+            values["patch_r1"] = penalty.item()
+        return values
+
+    def losses(self, fakes: Fakes, draws: torch.Generator) -> dict[str, Tensor]:
+        """Eq. 10 and the patch discriminator's opinion, unweighted."""
+        patch, target = self.patch(fakes, draws)
+        return {
+            "lpips": consistency_loss(self.distance, patch, target),
+            "loss_patch_g": generator_loss(self.patches(patch)),
+        }
+
+
+class Stage2:
+    """The job of stage 2: stage 1's game without augmentation, and the 3D branch (see `loop.Job`)."""
+
+    kind = "stage2"
+
+    def __init__(
+        self,
+        players: Distiller,
+        branch: Branch3D | None,
+        settings: Stage2Settings,
+        camera: CameraSettings,
+        stage1_images: int,
+    ) -> None:
+        self.players, self.branch, self.settings, self.camera = players, branch, settings, camera
+        self.stage1_images = stage1_images
+        self.modules: dict[str, nn.Module] = {
+            "generator": players.generator,
+            "generator_ema": players.average,
+            "discriminator": players.discriminator,
+        }
+        self.optimizers = {"optimizer_g": players.optimizer_g, "optimizer_d": players.optimizer_d}
+        if branch:
+            self.modules |= {
+                "upsampler": branch.upsampler,
+                "upsampler_ema": branch.average,
+                "patch_discriminator": branch.patches,
+            }
+            self.optimizers |= {"optimizer_upsampler": branch.optimizer_up, "optimizer_patch": branch.optimizer_patch}
+
+    def step(self, step: int) -> dict[str, float]:
+        """Both discriminators, then the generator with both branches' losses in one step, then regularisers and EMA."""
+        players, branch, images = self.players, self.branch, step * self.settings.batch
+        draws = players.draws(step, "fakes for D")
+        with torch.no_grad():
+            fakes = players.fakes(draws)
+            patch = branch.patch(fakes, draws)[0] if branch else None
+        values, _ = players.discriminator_step(step, fakes, PLAIN)
+        values |= players.penalty_step(step, PLAIN)
+        if branch and patch is not None:
+            values |= branch.discriminator_step(step, patch)
+        values |= self._generator_step(step)
+        values |= players.density_step(step, self._generator_optimizers(), self._volumes)
+        players.average_step(self.stage1_images + images)
+        if branch:
+            s = self.settings
+            update_ema(branch.average, branch.upsampler, ema_decay(images, s.batch, s.ema_kimg, s.ema_rampup))
+        return values
+
+    def _generator_step(self, step: int) -> dict[str, float]:
+        """Eq. 8 on the 2D branch, Eq. 10 and the patch loss on the 3D branch; Ds are frozen meanwhile."""
+        players, branch, s = self.players, self.branch, self.settings
+        frozen = [players.discriminator] + ([branch.patches] if branch else [])
+        for judge in frozen:
+            judge.requires_grad_(False)
+        draws = players.draws(step, "fakes for G")
+        fakes = players.fakes(draws)
+        views = fakes.views
+        logits = players.logits(views.image, views.raw, fakes.labels, PLAIN, players.draws(step, "generator"))
+        terms = {"loss_g": generator_loss(logits)}
+        total = terms["loss_g"]
+        if branch:
+            terms |= branch.losses(fakes, draws)
+            total = total + s.lpips_weight * terms["lpips"] + s.patch_weight * terms["loss_patch_g"]
+        norm = descend(total, self._generator_optimizers(), self.kind, "generator", step)
+        for judge in frozen:
+            judge.requires_grad_(True)
+        return {"grad_g": norm} | {name: term.item() for name, term in terms.items()}
+
+    def _generator_optimizers(self) -> dict[str, torch.optim.Adam]:
+        return {k: v for k, v in self.optimizers.items() if k in ("optimizer_g", "optimizer_upsampler")}
+
+    def _volumes(self, planes: Tensor, w: Tensor) -> list[Tensor]:
+        """Both branches' volumes are kept smooth ([ours]: the lifted one has its own fine detail to keep in check)."""
+        return [planes, lifted_planes(self.branch.upsampler, planes, w)] if self.branch else [planes]
+
+    def scalars(self) -> dict[str, Any]:
+        """What is needed to rebuild the networks, the upsampler's own settings included."""
+        described = describe(self.players, self.camera)
+        described["settings"]["stage2"] = self.settings.model_dump(mode="json")
+        return {"stage1_images": self.stage1_images} | described
+
+    def restore_scalars(self, state: dict[str, Any]) -> None:
+        """Nothing changes during training that is no tensor."""
+
+    def preview(self) -> np.ndarray:
+        """Raw, 2D and 3D views of the averaged generator."""
+        players, average = self.players, self.branch.average if self.branch else None
+        return draw_preview(players.average, average, self.camera, players.lens, players.reals.polar)

@@ -1,0 +1,129 @@
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cad
+from cad.artifacts import workspace
+from cad.errors import UserError
+
+IDENTITY = {"stage": "prior", "settings": {"steps": 20}, "inputs": {"input": "abc"}, "seed": 0}
+OUT = Path("runs/robot/prior")
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def fill(text: str) -> None:
+    with workspace(OUT, IDENTITY) as work:
+        (work / "result").write_text(text)
+        (work / "half.tmp").write_text("rest of a killed write")
+
+
+def test_the_output_appears_at_a_clean_end_and_nothing_else_stays():
+    with workspace(OUT, IDENTITY) as work:
+        (work / "result").write_text("done")
+        assert not OUT.exists()
+        assert work.parent == Path(".work")
+    assert sorted(str(p) for p in Path().rglob("*") if p.is_file()) == ["runs/robot/prior/result"]
+    assert not Path(".work").exists()
+
+
+def test_a_failed_stage_resumes_in_the_same_folder_and_another_configuration_does_not():
+    work = Path(".work")
+
+    def broken() -> None:
+        nonlocal work
+        with workspace(OUT, IDENTITY) as work:
+            (work / "shard").write_text("kept")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        broken()
+    assert not OUT.exists()
+    with workspace(Path("runs/other"), {**IDENTITY, "seed": 1}) as other:
+        assert list(other.iterdir()) == []
+    with workspace(OUT, dict(reversed(IDENTITY.items()))) as again:  # the order of keys is no identity
+        assert again == work
+        assert (again / "shard").read_text() == "kept"
+
+
+def test_a_refused_input_leaves_nothing():
+    with pytest.raises(UserError, match="tiny"), workspace(OUT, IDENTITY):
+        raise UserError("image.png: tiny; take a larger one")
+    assert list(Path().iterdir()) == []
+
+
+def test_an_existing_output_is_replaced_as_a_whole():
+    OUT.mkdir(parents=True)
+    (OUT / "stale").write_text("")
+    fill("new")
+    assert [p.name for p in OUT.iterdir()] == ["result"]
+    assert [p.name for p in OUT.parent.iterdir()] == ["prior"]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_killed_between_the_renames_old_or_new_can_be_had(kills, n):
+    fill("old")
+    assert kills.before_rename(n, lambda: fill("new"))
+    with workspace(OUT, IDENTITY) as work:
+        assert (OUT / "result").read_text() == "old"
+        assert (work / "result").read_text() == "new"  # resumed
+    assert (OUT / "result").read_text() == "new"
+    assert [p.name for p in OUT.parent.iterdir()] == ["prior"]
+
+
+def test_a_former_output_left_beside_the_new_one_is_removed():
+    fill("new")
+    former = OUT.with_name("prior.old")
+    former.mkdir()
+    fill("newer")
+    assert not former.exists()
+
+
+def test_two_processes_cannot_work_in_one_folder():
+    program = (
+        "from pathlib import Path; from cad.artifacts import workspace\n"
+        f"with workspace(Path('runs/b'), {IDENTITY!r}): pass"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(cad.__file__).parents[1])}
+    with workspace(OUT, IDENTITY) as work:
+        other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+        assert other.returncode != 0
+        said = other.stderr.strip().splitlines()[-1]
+        assert "UserError" in said
+        assert str(work) in said
+        assert f"process {os.getpid()} (for {OUT})" in said
+        assert work.is_dir()
+    with workspace(OUT, IDENTITY):  # and the lock is free again
+        pass
+
+
+def test_a_full_disk_inside_the_stage_is_one_line():
+    with pytest.raises(UserError, match="no space left") as error, workspace(OUT, IDENTITY) as work:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert str(work) in str(error.value)
+
+
+def test_an_output_on_another_disk_is_copied_then_renamed(tmp_path):
+    monkeypatch = pytest.MonkeyPatch()
+    real = os.stat
+
+    def stat(path, *rest, **named):
+        found = real(path, *rest, **named)
+        if Path(path) == OUT.parent:
+            return os.stat_result([*found[:2], found.st_dev + 1, *found[3:10]])
+        return found
+
+    monkeypatch.setattr(os, "stat", stat)
+    try:
+        fill("far")
+    finally:
+        monkeypatch.undo()
+    assert [p.name for p in OUT.parent.iterdir()] == ["prior"]
+    assert (OUT / "result").read_text() == "far"

@@ -63,7 +63,9 @@ def pose_label(cameras: Tensor, focal: float) -> Tensor:
     return torch.cat([cameras.flatten(1), intrinsics], 1)
 
 
-def relative_pose(azimuth: Tensor, polar: Tensor, reference_azimuth: float, reference_polar: float) -> Tensor:
+def relative_pose(
+    azimuth: Tensor, polar: Tensor, reference_azimuth: Tensor | float, reference_polar: Tensor | float
+) -> Tensor:
     """Zero-1-to-3's pose condition, target minus reference: [..., 4] = d_polar, sin d_azimuth, cos d_azimuth, 0.
 
     All angles in radians; the radius is shared, so its difference is 0.

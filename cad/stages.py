@@ -92,9 +92,11 @@ def run_stage(name: str, entry: str, params_file: Path) -> Path:
 
     out = run_folder(name, entry)
     fix_environment(params.runtime.threads)
-    with workspace(out, identity) as work, _context(name, entry, params, above["object"], identity) as context:
-        _function(stage)(out=work, context=context, **arguments)
-        write_json(work / LINEAGE, {"schema": 1, "stage": name, "inputs": inputs})
+    with _context(name, entry, params, above["object"], identity) as context:
+        with workspace(out, identity) as work:
+            _function(stage)(out=work, context=context, **arguments)
+            write_json(work / LINEAGE, {"schema": 1, "stage": name, "inputs": inputs})
+        context.tracker.artifact(f"{entry}-{name}", out, name)
     return out
 
 

@@ -41,6 +41,20 @@ def export_model(name: str, params: Params = PARAMS, work: Work = WORK, weights:
     typer.echo(f"{weights / name} written")
 
 
+@app.command("check")
+def check_models(
+    params: Params = PARAMS,
+    work: Work = WORK,
+    weights: Weights = WEIGHTS,
+    reports: Annotated[Path, typer.Option(help="Folder that toyworld.md and toyworld.csv go to.")] = Path("reports"),
+) -> None:
+    """Measure the trained models on held-out instances (two minutes) and write reports/toyworld.md and .csv."""
+    from cad.toyworld import check, settings
+
+    check.check(settings.load_settings(params), work, weights, reports, typer.echo)
+    typer.echo(f"{reports / 'toyworld.md'} written")
+
+
 @app.command("object")
 def make_object(
     name: str,

@@ -44,7 +44,8 @@ def render_orbit(
     poses = orbit_poses(settings.frames, reference.reference_polar, reference.reference_azimuth)
     generator = load_generator(stage2_dir, "stage2", context.device)
     seeds = range(settings.seeds)
-    writer = OrbitWriter(out, poses, camera.radius, camera.fov_deg, generator.resolution, BRANCHES, seeds)
+    side = generator.settings.output_resolution
+    writer = OrbitWriter(out, poses, camera.radius, camera.fov_deg, side, BRANCHES, seeds)
     batches = [
         (branch, seed, batch)
         for branch in BRANCHES
@@ -91,8 +92,8 @@ def render_views(
     sampling = Sampling(near, far, camera.half_side, settings.coarse_samples, settings.fine_samples)
     w = generator.w(seed, settings.truncation)
     cameras = poses.cameras(camera.radius)
-    rendered = generator.render_2d(w, cameras) if branch == "2d" else generator.render_3d(w, cameras, sampling)
-    return to_views(*rendered, far)
+    render = generator.render_2d if branch == "2d" else generator.render_3d
+    return to_views(*render(w, cameras, sampling), far)
 
 
 def to_views(image: Tensor, opacity: Tensor, depth: Tensor, far: float) -> Views:

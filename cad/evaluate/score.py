@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -52,7 +53,7 @@ def evaluate_orbit(
         write_image(out / "truth.png", np.concatenate(list(true.images[0]), axis=1))  # a strip, for the overview figure
     table = table.round(DECIMALS)
     write_atomic(out / "frames.csv", table.to_csv(index=False, lineterminator="\n").encode())
-    metrics = {
+    metrics: dict[str, Any] = {
         "schema": 1,
         "object": context.object,
         "prompt": reference.prompt,
@@ -136,7 +137,7 @@ def add_truth(table: pd.DataFrame, rows: dict[str, Row], true: Row, poses: Poses
     table["silhouette_iou"] = np.concatenate(overlaps)
 
 
-def summary(scorer: Scorer, settings: EvaluateSettings, table: pd.DataFrame) -> dict:
+def summary(scorer: Scorer, settings: EvaluateSettings, table: pd.DataFrame) -> dict[str, Any]:
     """One scorer's part of metrics.json: what it is, and per row the mean over frames and the std over seeds."""
     chosen = settings.scorers[scorer.name]
     return {
@@ -165,7 +166,7 @@ def seed_statistics(part: pd.DataFrame, column: str, name: str) -> dict[str, flo
     return values
 
 
-def truth_summary(table: pd.DataFrame, poses: Poses) -> dict:
+def truth_summary(table: pd.DataFrame, poses: Poses) -> dict[str, Any]:
     """metrics.json's part on the known truth: per row the share of right azimuths and the mean silhouette IoU."""
     rows = {}
     for name, part in table.groupby("row", sort=False):

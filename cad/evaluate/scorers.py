@@ -45,15 +45,14 @@ def score(a: Tensor, b: Tensor) -> Tensor:
 
 
 def load_scorer(name: str, settings: ScorerSettings, device: torch.device) -> Scorer:
-    """The scorer that `evaluate.scorers.<name>` describes; UserError where its weights are missing or its kind unknown."""
-    if settings.kind not in KINDS:
-        raise UserError(f"evaluate.scorers.{name}.kind: {settings.kind!r} is unknown; use one of {', '.join(KINDS)}")
+    """The scorer that `evaluate.scorers.<name>` describes; UserError where its weights are missing."""
     return KINDS[settings.kind](name, settings, device)
 
 
 def preprocess(images: np.ndarray, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """CLIP's own preprocessing of square images: PIL's bicubic resize in uint8, then mean and std; [n, 3, side, side]."""
-    assert images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3, (images.dtype, images.shape)
+    """CLIP's own preprocessing of square images: PIL's bicubic resize, then mean and std; [n, 3, side, side]."""
+    assert images.dtype == np.uint8, images.dtype
+    assert images.ndim == 4, images.shape
     assert images.shape[1] == images.shape[2], f"CLIP would crop images that are not square: {images.shape}"
     if images.shape[1] != side:
         resized = [Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC) for image in images]
@@ -112,8 +111,8 @@ class OpenClipScorer:
             self.tokenizer = open_clip.get_tokenizer(settings.model)
         except (OSError, ValueError, RuntimeError) as error:  # what open_clip and its hub client raise on loading
             raise UserError(
-                f"evaluate.scorers.{name}.model: the weights of {settings.model} ({settings.pretrained}) cannot be loaded "
-                f"({first_line(error)}); run once where the hub can be reached, or name a `local-dir:` folder"
+                f"evaluate.scorers.{name}.model: the weights of {settings.model} ({settings.pretrained}) cannot be "
+                f"loaded ({first_line(error)}); run once where the hub can be reached, or name a `local-dir:` folder"
             ) from error
         self.model = self.model.to(device).eval().requires_grad_(False)
         self.device = device

@@ -9,7 +9,7 @@ from cad.errors import UserError
 
 def to_network(images: np.ndarray, device: torch.device) -> Tensor:
     """uint8 [B, H, W, 3] to float32 [B, 3, H, W] in [-1, 1]: 255 (white) is exactly 1."""
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+    pixels = torch.tensor(images).permute(0, 3, 1, 2)  # a copy: pictures read from files are not writable
     return pixels.float().div(127.5).sub(1).contiguous().to(device)
 
 

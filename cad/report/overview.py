@@ -8,12 +8,14 @@ import io
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from cad.artifacts import InputArtifact, Orbit, PriorCache, read_image, read_parquet, write_atomic
@@ -22,11 +24,12 @@ COLUMNS = 8
 REJECTED_COLUMNS = 3  # of the upper block, where so many poses were rejected
 SEEDS = 3
 DPI = 200
+DECISION = ("pose", "azimuth", "polar", "chosen", "kept", "reason")  # what is read of decisions.parquet
 # Lengths in inches.
 CELL, GAP, LEFT, LABEL, RIGHT = 0.84, 0.05, 1.62, 0.24, 0.06
 HEAD, BLOCK_GAP, TOP, BOTTOM = 0.2, 0.34, 0.1, 0.08
 GREEN, RED, GREY = "#1a7f37", "#c62828", "#6e7781"
-STYLE = {"font.family": "STIXGeneral", "mathtext.fontset": "stix", "font.size": 9}
+STYLE: Any = {"font.family": "STIXGeneral", "mathtext.fontset": "stix", "font.size": 9}
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,10 @@ class Strip:
 def draw_overview(folders: RunFolders, out: Path) -> None:
     """Draw the figure of one run as a PNG; equal files give equal bytes. UserError names a folder that is broken."""
     reference = InputArtifact.open(folders.input)
-    decisions = read_parquet(folders.prune / "decisions.parquet", "pose", "azimuth", "polar", "chosen", "kept", "reason")
+    decisions = read_parquet(folders.prune / "decisions.parquet", *DECISION)
     upper_heads, upper = pose_strips(PriorCache.open(folders.prior), decisions, PriorCache.open(folders.refine))
     lower_heads, lower = orbit_strips(Orbit.open(folders.orbit), folders.evaluate / "truth.png")
-    about_prior = f"{int(decisions['kept'].sum())} of {len(decisions)} poses kept"
+    about_prior = f"{int(decisions['kept'].sum())} of {len(decisions)} kept"
     # A private rc context: matplotlib's state is global, and whatever ran before must not show in the bytes.
     with matplotlib.rc_context(STYLE):
         figure = compose(reference, about_prior, (upper_heads, upper), (lower_heads, lower))
@@ -77,7 +80,7 @@ def shown_poses(decisions: pd.DataFrame) -> list[int]:
     return [int(i) for i in order if i in chosen]
 
 
-def spread(items: list, count: int) -> list:
+def spread(items: list[Any], count: int) -> list[Any]:
     """`count` items at even distances."""
     return [items[(2 * k + 1) * len(items) // (2 * count)] for k in range(count)]
 
@@ -86,19 +89,19 @@ def pose_strips(prior: PriorCache, decisions: pd.DataFrame, refined: PriorCache)
     """The upper block: raw samples, decisions on them, and refinements, a pose per column."""
     place = {pose: i for i, pose in enumerate(prior.pose_ids)}
     refined_place = {pose: i for i, pose in enumerate(refined.pose_ids)}
-    rows = [decisions.loc[i] for i in shown_poses(decisions)]
-    heads = [f"{degrees(row['azimuth'])}°, {np.degrees(row['polar']):.0f}°" for row in rows]
-    samples = [prior.read(place[row["pose"]]) for row in rows]
+    rows: list[Any] = list(decisions.loc[shown_poses(decisions), list(DECISION)].itertuples())
+    heads = [f"{degrees(row.azimuth)}°, {np.degrees(row.polar):.0f}°" for row in rows]
+    samples = [prior.read(place[row.pose]) for row in rows]
     plain: list[str | None] = [None] * len(rows)
     blank = [""] * len(rows)
     strips = [Strip("sample", [each[0] for each in samples], plain, blank)]
     if prior.samples > 1:
         strips.append(Strip("sample", [each[1] for each in samples], plain, blank))
-    chosen = [each[int(row["chosen"])] for each, row in zip(samples, rows, strict=True)]
-    colors: list[str | None] = [GREEN if row["kept"] else RED for row in rows]
-    strips.append(Strip("pruned", list(chosen), colors, ["" if row["kept"] else str(row["reason"]) for row in rows]))
+    chosen = [each[row.chosen] for each, row in zip(samples, rows, strict=True)]
+    colors: list[str | None] = [GREEN if row.kept else RED for row in rows]
+    strips.append(Strip("pruned", list(chosen), colors, ["" if row.kept else row.reason for row in rows]))
     for draw in range(min(2, refined.samples)):
-        found = [refined_place.get(row["pose"]) for row in rows]
+        found = [refined_place.get(row.pose) for row in rows]
         images = [refined.read(i)[draw] if i is not None else None for i in found]
         strips.append(Strip("refined", images, plain, blank))
     return heads, strips
@@ -111,9 +114,9 @@ def orbit_strips(orbit: Orbit, truth: Path) -> tuple[list[str], list[Strip]]:
     heads = [f"{degrees(orbit.azimuth[k])}°" for k in frames]
     plain: list[str | None] = [None] * COLUMNS
     blank = [""] * COLUMNS
-    strips = [
-        Strip(f"seed {seed}", [orbit.frame(branch, seed, k) for k in frames], plain, blank) for seed in orbit.seeds[:SEEDS]
-    ]
+    strips = []
+    for seed in orbit.seeds[:SEEDS]:
+        strips.append(Strip(f"seed {seed}", [orbit.frame(branch, seed, k) for k in frames], plain, blank))
     if truth.is_file():
         views = np.split(read_image(truth), len(orbit), axis=1)
         strips.append(Strip("truth", [views[k] for k in frames], plain, blank))
@@ -144,14 +147,17 @@ def compose(
     page.text(
         0.1,
         y + 0.12,
-        f"Columns: poses of the prior\n(azimuth, polar angle).\n{kept};\na kept pose shows its\nchosen sample.",
+        f"Columns: poses of the prior\n(azimuth, polar angle).\nPruning: {kept}.\n"
+        "Green: the chosen sample;\nred: rejected, and why.",
         color=GREY,
         size=8,
     )
     start = TOP + heights[0] + BLOCK_GAP + HEAD
     y = page.text(0.1, start, "Generated objects", weight="bold", size=10)
     seeds = sum(strip.label.startswith("seed") for strip in lower[1])
-    said = f"One generator, {seeds} seeds:\nits 3D branch along the\nevaluation orbit. Columns:\nazimuth; polar angle {np.degrees(reference.reference_polar):.0f}°."
+    polar = np.degrees(reference.reference_polar)
+    said = f"One generator, {seeds} seeds:\nits 3D branch along the\nevaluation orbit. Columns:\n"
+    said += f"azimuth; polar angle {polar:.0f}°."
     if any(strip.label == "truth" for strip in lower[1]):
         said += "\nLast row: the true object,\nof which the method saw\nthe input view only."
     page.text(0.1, y + 0.04, said, color=GREY, size=8)
@@ -183,9 +189,9 @@ class Page:
             spine.set_linewidth(1.6 if color else 0.5)
         return axes
 
-    def text(self, x: float, y: float, text: str, **style: object) -> float:
+    def text(self, x: float, y: float, text: str, **style: Any) -> float:
         """Text with its top left corner at (x, y); returns the y below it."""
-        size = float(style.get("size", 9))  # type: ignore[arg-type] # matplotlib's text styles are untyped
+        size = float(style.get("size", 9))
         self.figure.text(
             x / self.width, 1 - y / self.height, text, va="top", ha="left", linespacing=1.25, **{**style, "size": size}
         )
@@ -193,15 +199,15 @@ class Page:
 
     def rule(self, y: float) -> None:
         """A thin line across the page."""
-        axes = self.axes(0.1, y, self.width - 0.1 - RIGHT, 0.001)
-        axes.axhline(0, color="#d0d7de", linewidth=0.7)
-        axes.axis("off")
+        ends = [0.1 / self.width, 1 - RIGHT / self.width]
+        self.figure.add_artist(Line2D(ends, [1 - y / self.height] * 2, color="#d0d7de", linewidth=0.8))
 
     def block(self, top: float, heads: list[str], strips: list[Strip]) -> None:
         """A row per strip, a column per head."""
         for column, head in enumerate(heads):
             x = LEFT + LABEL + column * (CELL + GAP) + CELL / 2
-            self.figure.text(x / self.width, 1 - (top + HEAD - 0.05) / self.height, head, va="bottom", ha="center", size=8)
+            y = 1 - (top + HEAD - 0.05) / self.height
+            self.figure.text(x / self.width, y, head, va="bottom", ha="center", size=8)
         for label, first, count in runs([strip.label for strip in strips]):
             y = top + HEAD + first * (CELL + GAP) + (count * (CELL + GAP) - GAP) / 2
             x = LEFT + LABEL - 0.08
@@ -216,7 +222,7 @@ class Page:
         """One image; faded under a caption that says why it was rejected; a dash where there is none."""
         if image is None:
             axes = self.axes(x, y, CELL, CELL)
-            axes.text(0.5, 0.5, "–", ha="center", va="center", color=GREY, transform=axes.transAxes)
+            axes.text(0.5, 0.5, "\N{EN DASH}", ha="center", va="center", color=GREY, transform=axes.transAxes)
             for spine in axes.spines.values():
                 spine.set_color("#eaeef2")
                 spine.set_linewidth(0.5)
@@ -226,7 +232,9 @@ class Page:
         axes = self.image(x, y, CELL, image, color)
         if caption:
             said = caption.replace(" and ", "\nand ")
-            axes.text(0.5, 0.05, said, ha="center", va="bottom", size=8, color=RED, transform=axes.transAxes)
+            box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.0}
+            style: Any = {"size": 8, "color": RED, "linespacing": 1.05, "bbox": box}
+            axes.text(0.5, 0.06, said, ha="center", va="bottom", transform=axes.transAxes, **style)
 
 
 def runs(labels: list[str]) -> list[tuple[str, int, int]]:

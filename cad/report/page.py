@@ -97,8 +97,10 @@ def pruning(summary: dict[str, Any]) -> str:
         said[-1] += f" ({reasons})." if reasons else "."
     truth = summary.get("truth")
     if truth:
-        share = {key: EMPTY if truth.get(key) is None else f"{truth[key]:.2f}" for key in ("precision", "recall")}
-        said.append(f"Against the known truth its rejections have precision {share['precision']}, recall {share['recall']}.")
+        precision, recall = (
+            EMPTY if truth.get(key) is None else f"{truth[key]:.2f}" for key in ("precision", "recall")
+        )
+        said.append(f"Against the known truth its rejections have precision {precision} and recall {recall}.")
         if truth.get("bad_before") is not None and truth.get("bad_after") is not None:
             said.append(f"Truly bad samples: {truth['bad_before']:.1%} before pruning, {truth['bad_after']:.1%} after.")
     return " ".join(said) + "\n"
@@ -130,9 +132,9 @@ def every_row(name: str, path: Path, metrics: dict[str, Any]) -> str:
 def known_truth(truth: dict[str, Any]) -> str:
     """What only a world with known truth can say: do the views face the right way, and are the outlines right?"""
     out = [
-        f"Against the toyworld's truth: the share of views whose nearest true view (smallest pixel difference) lies within "
-        f"{truth['within_deg']:.0f}° of the right azimuth (by chance {truth['chance']:.1%}), and the mean IoU of the "
-        "silhouettes.\n",
+        f"Against the toyworld's truth: the share of views whose nearest true view (smallest pixel difference) lies "
+        f"within {truth['within_deg']:.0f}° of the right azimuth (by chance {truth['chance']:.1%}), and the mean IoU of "
+        "the silhouettes.\n",
         "| Row | Right azimuth | Silhouette IoU |",
         "|:--|--:|--:|",
     ]
@@ -167,7 +169,9 @@ def provenance(params: Params, runs: Path, reports: Path, files: dict[str, Path]
     out.append(f"| Rows marked (paper) | Table 1 of the paper, as `cad/report/paper.py` has it | {EMPTY} |")
     for path, what in named.items():
         out.append(f"| {markdown_escape(what)} | {link(path, reports)} | `{digest(path)[:16]}` |")
-    said = "Make them again with `dvc repro`; the `lineage.json` in every stage's folder has the digests of what it read."
+    said = (
+        "Make them again with `dvc repro`; the `lineage.json` of every stage's folder has the digests of what it read."
+    )
     return "\n".join([*out, "", said, ""])
 
 

@@ -10,7 +10,7 @@ TABLE1 = {
 }
 SCORERS = ("ViT-L/14", "ViT-B/32")
 
-# Which of our scorers are the paper's: (kind, model, pretrained) -> the paper's name. Any other scorer has its own column.
+# Which of our scorers are the paper's: (kind, model, pretrained) -> the paper's name. Any other has its own column.
 SAME_SCORER = {
     ("open_clip", "ViT-L-14-quickgelu", "openai"): "ViT-L/14",
     ("open_clip", "ViT-B-32-quickgelu", "openai"): "ViT-B/32",

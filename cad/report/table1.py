@@ -9,6 +9,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table as Grid
@@ -27,12 +28,12 @@ ROWS = {  # metrics.json's rows: their label after (or instead of) the row's nam
     "other": ("Another object", "control"),
     "untrained": ("Untrained generator", "control"),
 }
-FIELDS = ("row", "source", "object", "scorer", "weights") + tuple(f"{k}{f}" for k in KINDS for f in ("", "_std", "_rank"))
+FIELDS = ("row", "source", "object", "scorer", "weights", *(f"{k}{f}" for k in KINDS for f in ("", "_std", "_rank")))
 EMPTY = "—"
 SHOWN_RANKS = 3
 COPIED_NOTE = (
-    "† The input image in place of every view. Its image score is 100 by construction, whatever the object is like from "
-    "behind: an image score alone does not show that anything is 3D."
+    "† The input image in place of every view. Its image score is 100 by construction, whatever the object is like "
+    "from behind: an image score alone does not show that anything is 3D."
 )
 
 
@@ -98,7 +99,9 @@ def paper_line(method: str, numbers: tuple[float, ...]) -> Line:
     return Line(f"{method} (paper)", "paper", "", cells)
 
 
-def measured_lines(name: str, path: Path, metrics: dict, scorers: dict[str, str]) -> Iterator[tuple[str, Line]]:
+def measured_lines(
+    name: str, path: Path, metrics: dict[str, Any], scorers: dict[str, str]
+) -> Iterator[tuple[str, Line]]:
     """The lines of one metrics file by their key; enters its scorers into `scorers`."""
     cells: dict[str, dict[tuple[str, str], Cell]] = {}
     try:
@@ -115,7 +118,7 @@ def measured_lines(name: str, path: Path, metrics: dict, scorers: dict[str, str]
             yield key, Line(label.format(name=name), source, metrics["object"], cells[key])
 
 
-def column_name(shown: str, part: dict, scorers: dict[str, str]) -> str:
+def column_name(shown: str, part: dict[str, Any], scorers: dict[str, str]) -> str:
     """The column of a scorer: the paper's where the weights are the paper's, otherwise its own; never a shared one."""
     same = paper.SAME_SCORER.get((part["kind"], part["model"], part["pretrained"]))
     if same is not None:
@@ -130,7 +133,7 @@ def ranked(lines: list[Line]) -> list[Line]:
     """Rank every column within the paper's rows, and within the rows about one object; equal (rounded) scores tie."""
     done = []
     for line in lines:
-        group = [other for other in lines if (other.source == "paper", other.object) == (line.source == "paper", line.object)]
+        group = [other for other in lines if other.object == line.object]  # the paper's rows have no object
         cells = {}
         for place, cell in line.cells.items():
             values = [round(other.cells[place].value, 2) for other in group if place in other.cells]
@@ -144,9 +147,9 @@ def notes(table: Table1) -> list[str]:
     """What a reader must know to read the table."""
     own = [name for name in table.scorers if not name.endswith("(OpenAI)")]
     said = [
-        "CLIP score, 100 x cosine, mean over the frames of an orbit (± std over seeds): against the reference view (image) and "
-        "the prompt (text). ¹ ² ³: best, second and third of a column, separately among the paper's rows and among the "
-        f"rows measured here on one object. {EMPTY}: this scorer was not run on this row.",
+        "CLIP score, 100 x cosine, mean over the frames of an orbit (± std over seeds): against the reference view "
+        "(image) and the prompt (text). ¹ ² ³: best, second and third of a column, separately among the paper's rows and among "
+        f"the rows measured here on one object. {EMPTY}: this scorer was not run on this row.",
         "Rows marked (paper) are the paper's own numbers on its own objects; nothing here re-ran them.",
     ]
     if own:
@@ -230,6 +233,7 @@ def latex(table: Table1) -> str:
         return (rf"\textbf{{{body}}}" if rank == 1 else body) + rf"\textsuperscript{{{rank}}}"
 
     count = len(table.scorers)
+    wide = rf"\multicolumn{{{count}}}{{c}}"
     names = [latex_escape(name) for name in table.scorers] * 2
     out = [
         "% Written by `cad report table1`; needs \\usepackage{booktabs}.",
@@ -237,7 +241,7 @@ def latex(table: Table1) -> str:
         r"\centering",
         rf"\begin{{tabular}}{{l{'r' * count}{'r' * count}}}",
         r"\toprule",
-        rf" & \multicolumn{{{count}}}{{c}}{{Image score ($\uparrow$)}} & \multicolumn{{{count}}}{{c}}{{Text score ($\uparrow$)}} \\",
+        rf" & {wide}{{Image score ($\uparrow$)}} & {wide}{{Text score ($\uparrow$)}} \\",
         rf"\cmidrule(lr){{2-{count + 1}}} \cmidrule(lr){{{count + 2}-{2 * count + 1}}}",
         " & ".join(["Method", *names]) + r" \\",
     ]
@@ -291,4 +295,3 @@ def show_table1(table: Table1, console: Console) -> None:
     console.print(grid)
     for note in notes(table):
         console.print(Text(note, style="dim"))
-

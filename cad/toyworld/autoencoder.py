@@ -73,7 +73,10 @@ def save_autoencoder(model: AutoencoderKL, data: Dataset, seed: int, out: Path) 
     subjects = torch.randint(len(data), (512,), generator=stream)
     views = torch.randint(data.views, (512,), generator=stream)
     latents = torch.cat(
-        [model.encode(data.pick(s, v)).latent_dist.mode() for s, v in zip(subjects.split(64), views.split(64), strict=True)]
+        [
+            model.encode(data.pick(s, v)).latent_dist.mode()
+            for s, v in zip(subjects.split(64), views.split(64), strict=True)
+        ]
     )
     model.to(memory_format=torch.contiguous_format)
     model.register_to_config(scaling_factor=1 / latents.std().item())

@@ -21,9 +21,16 @@ MEAN, STD = [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]
 
 
 def train_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A byte-pair tokenizer of CLIP's own form, learnt from captions of every family; any text can be encoded."""
+    """A byte-pair tokenizer of CLIP's own form, learnt from captions of every family; any text can be encoded.
+
+    One that lies in `folder` is taken as it is: a resumed training must see the tokens that it began with.
+    """
+    if (folder / "merges.txt").is_file():
+        return _clip_tokenizer(folder)
     captions = [text for family in families() for k in range(300) for text in instance(family, k).captions.all()]
-    views = [f"{family}, {view} view" for family in families() for view in ("front", "side", "back", "overhead", "bottom")]
+    views = [
+        f"{family}, {view} view" for family in families() for view in ("front", "side", "back", "overhead", "bottom")
+    ]
     bpe = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=END))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -32,11 +39,18 @@ def train_tokenizer(folder: Path) -> CLIPTokenizer:
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=2 * VOCABULARY, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=2 * VOCABULARY,
+        initial_alphabet=alphabet,
+        # Ties between merges are broken by the letters' numbers, which are random for these unless given in order.
+        special_tokens=[letter + "</w>" for letter in alphabet],
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     bpe.train_from_iterator(captions + views + list(COLORS), trainer)
-    folder.mkdir(parents=True, exist_ok=True)
-    bpe.model.save(str(folder))
+    partial = folder.with_name(f"{folder.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    bpe.model.save(str(partial))
+    partial.replace(folder)
     return _clip_tokenizer(folder)
 
 

@@ -1,7 +1,9 @@
 """Training of the small Zero-1-to-3 and of the small text-guided refiner, on latents that are encoded once."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -9,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from cad.artifacts import digest
 from cad.camera import relative_pose
 from cad.prior import latent_diffusion, zero123
 from cad.prior.latent_diffusion import LatentDiffusion
@@ -19,6 +20,8 @@ from cad.toyworld.clip import caption
 from cad.toyworld.dataset import Dataset
 from cad.toyworld.fit import fit, load_average
 from cad.toyworld.settings import DiffusionSettings
+
+Network = TypeVar("Network", bound=nn.Module)
 
 DROP = 0.05  # share of examples without embedding, without both, without concatenated latent (FACTS: Zero-1-to-3)
 DROP_PROMPT = 0.1  # share of prompts replaced by the empty one, as in Stable Diffusion
@@ -47,7 +50,7 @@ def build_unet(
 
 
 def build_scheduler() -> DDIMScheduler:
-    """The published schedule; v-prediction [ours], under which a small model learns colours sooner than under epsilon."""
+    """The published schedule; v-prediction [ours], under which a small model learns colours sooner."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -60,14 +63,23 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def frozen(network: nn.Module) -> nn.Module:
+def frozen(network: Network) -> Network:
     """The network in evaluation mode, float32, without gradients."""
     return network.float().eval().requires_grad_(False)
 
 
-def encode_views(vae: AutoencoderKL, data: Dataset, work: Path, identity: str) -> Tensor:
-    """Latent modes of every view, unscaled, float16 [I, V, 4, h, w]; kept in `work` under the autoencoder's digest."""
-    path = work / f"latents-{identity[:16]}.safetensors"
+def encoder_digest(vae: AutoencoderKL) -> str:
+    """SHA-256 of all that makes latents: the encoder may not change under a trained UNet, the decoder may."""
+    checksum = hashlib.sha256()
+    for part in (vae.encoder, vae.quant_conv):
+        for value in part.state_dict().values():
+            checksum.update(value.half().numpy().tobytes())
+    return checksum.hexdigest()
+
+
+def encode_views(vae: AutoencoderKL, data: Dataset, work: Path) -> Tensor:
+    """Latent modes of every view, unscaled, float16 [I, V, 4, h, w]; kept in `work` under the encoder's digest."""
+    path = work / f"latents-{encoder_digest(vae)[:16]}.safetensors"
     if not path.is_file():
         encoded = []
         with torch.no_grad():
@@ -125,7 +137,7 @@ def train_zero123(
 ) -> None:
     """Train on (reference near the front, any other view of the same instance); write `out` in float16."""
     model = build_zero123(settings, weights, seed)
-    latents = encode_views(model.vae, data, work.parent, digest(weights / "autoencoder"))
+    latents = encode_views(model.vae, data, work.parent)
     embeddings = _embed_references(model, data)
     scale = model.vae.config.scaling_factor
 
@@ -193,7 +205,7 @@ def train_refiner(
 ) -> None:
     """Train on views with captions from generic to specific and their directions; write `out` in float16."""
     model = build_refiner(settings, weights, seed)
-    latents = encode_views(model.vae, data, work.parent, digest(weights / "autoencoder"))
+    latents = encode_views(model.vae, data, work.parent)
     scale = model.vae.config.scaling_factor
 
     def loss(step: int) -> Tensor:
@@ -205,7 +217,9 @@ def train_refiner(
         # Generic captions more often than in CLIP's training, so that "a toy robot" yields robots of many colours.
         draws[:, 0] = 0.4 + 0.6 * draws[:, 0]
         texts = [
-            "" if draw[2] < DROP_PROMPT else caption(data.instances[i], data.azimuth[i, v], data.polar[i, v], draw)
+            ""
+            if draw[2] < DROP_PROMPT
+            else caption(data.instances[i], data.azimuth[i, v].item(), data.polar[i, v].item(), draw)
             for i, v, draw in zip(subjects.tolist(), views.tolist(), draws, strict=True)
         ]
         t = torch.randint(model.scheduler.config.num_train_timesteps, (count,), generator=stream)

@@ -7,7 +7,7 @@ An object's own left is at -y, its right at +y, up is +z.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,7 +41,7 @@ class Part:
     frequency: float = 0.0
 
     def row(self, center: Triple, scale: float) -> np.ndarray:
-        """The primitive as a row [WIDTH] of a scene whose point `center` moves to the origin and that grows by `scale`."""
+        """The primitive as a row [WIDTH] of a scene whose `center` moves to the origin and that grows by `scale`."""
         row = np.zeros(sdf.WIDTH)
         row[sdf.SHAPE] = self.shape
         row[sdf.CENTER : sdf.CENTER + 3] = scale * (np.array(self.center) - np.array(center))
@@ -66,7 +66,7 @@ Draw = Callable[[float, float], float]
 ALONG_X, ALONG_Y = (0.0, np.pi / 2, 0.0), (np.pi / 2, 0.0, 0.0)
 
 
-def _body(palette: Palette, frequency: float) -> dict:
+def _body(palette: Palette, frequency: float) -> dict[str, Any]:
     """Colour and pattern of the main part."""
     return {
         "color": palette.body,

@@ -53,7 +53,8 @@ def fit(
         if len(recent) == 100:
             rate = (now - began) / (step + 1 - start)
             left = (settings.steps - step - 1) * rate / 60
-            report(f"{work.name} {step + 1}/{settings.steps} loss {sum(recent) / 100:.4f} {rate:.3f} s/step {left:.0f} min left")
+            done = f"{work.name} {step + 1}/{settings.steps} loss {sum(recent) / 100:.4f}"
+            report(f"{done} {rate:.3f} s/step {left:.0f} min left")
             recent.clear()
         if now - saved > CHECKPOINT_SECONDS or step + 1 == settings.steps:
             _save(work, step + 1, parameters, average, optimizer)

@@ -14,7 +14,14 @@ from cad.toyworld.world import HELD_OUT, instance, render_views
 
 
 def write_object(
-    name: str, family: str, seed: int, polar_deg: float, camera: CameraSettings, resolution: int, data: Path, groups: Path
+    name: str,
+    family: str,
+    seed: int,
+    polar_deg: float,
+    camera: CameraSettings,
+    resolution: int,
+    data: Path,
+    groups: Path,
 ) -> None:
     """Write data/<name>/{image.png, prompt.txt} from the reference camera, and the Hydra entry groups/<name>.yaml.
 
@@ -28,7 +35,13 @@ def write_object(
     folder = data / name
     write_image(folder / "image.png", view.images[0])
     write_atomic(folder / "prompt.txt", f"{subject.captions.specific}\n".encode())
-    tables = [("inputs", "object"), ("priors", "input"), ("prunes", "prior"), ("refines", "prune"), ("stage1s", "refine")]
+    tables = [
+        ("inputs", "object"),
+        ("priors", "input"),
+        ("prunes", "prior"),
+        ("refines", "prune"),
+        ("stage1s", "refine"),
+    ]
     tables += [("stage2s", "stage1"), ("orbits", "stage2"), ("evaluations", "orbit")]
     entry = {
         "objects": {

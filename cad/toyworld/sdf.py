@@ -24,7 +24,7 @@ AMBIENT = 0.58
 
 
 @njit(cache=True, inline="always")
-def _cone(radial, z, bottom, top, half):
+def _cone(radial: float, z: float, bottom: float, top: float, half: float) -> float:
     """Distance to a capped cone about the z axis, as the nearer of its caps and its slanted side."""
     reach = radial - min(radial, bottom if z < 0 else top)
     cap = abs(z) - half
@@ -38,7 +38,7 @@ def _cone(radial, z, bottom, top, half):
 
 
 @njit(cache=True, inline="always")
-def _local_distance(row, x, y, z):
+def _local_distance(row: np.ndarray, x: float, y: float, z: float) -> float:
     """Signed distance of a local point to the primitive of this row."""
     shape, a, b, c = int(row[SHAPE]), row[SIZE], row[SIZE + 1], row[SIZE + 2]
     if shape == ELLIPSOID:
@@ -65,7 +65,7 @@ def _local_distance(row, x, y, z):
 
 
 @njit(cache=True, inline="always")
-def _to_local(row, x, y, z):
+def _to_local(row: np.ndarray, x: float, y: float, z: float) -> tuple[float, float, float]:
     dx, dy, dz = x - row[CENTER], y - row[CENTER + 1], z - row[CENTER + 2]
     r = ROTATION
     return (
@@ -76,7 +76,7 @@ def _to_local(row, x, y, z):
 
 
 @njit(cache=True)
-def nearest(scene, x, y, z):
+def nearest(scene: np.ndarray, x: float, y: float, z: float) -> tuple[float, int]:
     """Signed distance of a world point to the scene and the index of its nearest primitive."""
     best, part = 1e9, -1
     for i in range(scene.shape[0]):
@@ -88,7 +88,7 @@ def nearest(scene, x, y, z):
 
 
 @njit(cache=True)
-def _color(row, x, y, z, out):
+def _color(row: np.ndarray, x: float, y: float, z: float, out: np.ndarray) -> None:
     """Surface colour of a primitive at a world point, pattern applied, before shading."""
     lx, ly, lz = _to_local(row, x, y, z)
     pattern, frequency = int(row[PATTERN]), row[FREQUENCY]
@@ -103,7 +103,17 @@ def _color(row, x, y, z, out):
 
 
 @njit(cache=True)
-def _trace(scene, ox, oy, oz, dx, dy, dz, bound, out):
+def _trace(
+    scene: np.ndarray,
+    ox: float,
+    oy: float,
+    oz: float,
+    dx: float,
+    dy: float,
+    dz: float,
+    bound: float,
+    out: np.ndarray,
+) -> tuple[float, int]:
     """Follow one ray: shaded colour into `out`; returns (distance, part) or (inf, -1) where it meets nothing."""
     along = ox * dx + oy * dy + oz * dz
     inside = along * along - (ox * ox + oy * oy + oz * oz) + bound * bound
@@ -132,7 +142,9 @@ def _trace(scene, ox, oy, oz, dx, dy, dz, bound, out):
 
 
 @njit(cache=True)
-def render(scene, camera, focal, resolution, bound):
+def render(
+    scene: np.ndarray, camera: np.ndarray, focal: float, resolution: int, bound: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One view of a scene, antialiased where neighbouring pixels meet different parts or colours.
 
     camera: [4, 4] camera-to-world (OpenCV axes); focal in image sides; bound: radius of a sphere about the origin that
@@ -175,7 +187,7 @@ def render(scene, camera, focal, resolution, bound):
 
 
 @njit(cache=True, inline="always")
-def _direction(camera, focal, u, v):
+def _direction(camera: np.ndarray, focal: float, u: float, v: float) -> tuple[float, float, float]:
     x, y = (u - 0.5) / focal, (v - 0.5) / focal
     norm = math.sqrt(x * x + y * y + 1)
     return (
@@ -186,7 +198,7 @@ def _direction(camera, focal, u, v):
 
 
 @njit(cache=True)
-def _edge(parts, color, i, j):
+def _edge(parts: np.ndarray, color: np.ndarray, i: int, j: int) -> bool:
     """Whether a pixel's right, lower, left or upper neighbour shows another part or a clearly different colour."""
     n = parts.shape[0]
     for k in range(4):

@@ -1,4 +1,4 @@
-"""Settings of the small models' data and training; the values are in experiments/toyworld/params.yaml ([ours] throughout)."""
+"""Settings of the small models' data and training; the values, all [ours], are in experiments/toyworld/params.yaml."""
 
 from pathlib import Path
 from typing import Annotated
@@ -57,8 +57,9 @@ class AutoencoderSettings(_Strict):
     channels: list[Count] = Field(description="Channels per level; each level after the first halves the side")
     foreground_weight: float = Field(ge=1, description="Weight of foreground pixels against background pixels")
     kl_weight: float = Field(ge=0, description="Weight of the divergence from the unit Gaussian, per latent element")
-    perceptual_weight: float = Field(ge=0, description="Weight of LPIPS beside the weighted L1")
+    perceptual_weight: float = Field(ge=0, description="Weight of LPIPS beside the weighted L1, decoder phase only")
     fit: FitSettings
+    decoder: FitSettings = Field(description="The decoder's own, later training on fixed latents")
 
 
 class DiffusionSettings(_Strict):
@@ -69,6 +70,25 @@ class DiffusionSettings(_Strict):
     heads: Count = Field(description="Attention heads")
     layers: Count = Field(description="Residual blocks per level")
     fit: FitSettings
+
+
+class CheckSettings(_Strict):
+    """What the trained models are measured on: `cad toyworld check`, held-out instances only."""
+
+    instances: Count = Field(description="Held-out instances per family for all models but the CLIPs")
+    captions: Count = Field(description="Distinct captions among which a CLIP has to find a picture's own")
+    views: Count = Field(description="Views per instance that Zero-1-to-3 and the refiner are asked for")
+    min_angle_deg: float = Field(
+        ge=0, lt=180, description="Those views lie farther than this from the reference, degrees"
+    )
+    steps: Count = Field(description="DDIM steps of a whole walk")
+    guidance: float = Field(ge=0, description="Classifier-free guidance of both diffusion models")
+    eta: Fraction = Field(description="Zero-1-to-3's DDIM noise: 0 deterministic, 1 as noisy as DDPM")
+    strength: Fraction = Field(description="Noise that the refiner starts from")
+    white_threshold: Annotated[int, Field(ge=1, le=255)] = Field(
+        description="A pixel with a channel below this is foreground"
+    )
+    batch: Count = Field(description="Images per forward pass")
 
 
 class ToyworldSettings(_Strict):
@@ -82,6 +102,7 @@ class ToyworldSettings(_Strict):
     autoencoder: AutoencoderSettings
     zero123: DiffusionSettings
     refiner: DiffusionSettings
+    check: CheckSettings
 
 
 def load_settings(path: Path) -> ToyworldSettings:
@@ -94,4 +115,6 @@ def load_settings(path: Path) -> ToyworldSettings:
         if isinstance(fault, yaml.YAMLError):
             raise UserError(f"{path}: is not YAML ({fault}); restore it with git") from fault
         first = fault.errors()[0]
-        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; see cad/toyworld/settings.py") from fault
+        raise UserError(
+            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; see cad/toyworld/settings.py"
+        ) from fault

@@ -27,7 +27,7 @@ COLORS: dict[str, Triple] = {
 PATTERNS = {sdf.PLAIN: "", sdf.STRIPES: "striped ", sdf.DOTS: "dotted "}
 HELD_OUT = 1_000_000  # seeds from here on are never trained on
 TINT = 0.04  # half-width of an instance's own deviation from the named colour, per channel
-BOUND = 0.82 # every family stays inside the sphere of this radius and inside the paper's box (a test looks)
+BOUND = 0.82  # every family stays inside the sphere of this radius and inside the paper's box (a test looks)
 
 
 def families() -> list[str]:
@@ -59,7 +59,7 @@ class Instance:
 
 
 class Views(NamedTuple):
-    """True views: images uint8 [M, H, W, 3] on white, silhouettes bool [M, H, W], depth float32 [M, H, W] along the ray."""
+    """True views: images uint8 [M, H, W, 3] on white, silhouettes bool and depth float32 along the ray [M, H, W]."""
 
     images: np.ndarray
     silhouettes: np.ndarray

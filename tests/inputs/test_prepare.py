@@ -44,7 +44,7 @@ def prepare(tmp_path: Path, context):
         prepare_input(SETTINGS, source, CAMERA, tmp_path / "out", context)
         return InputArtifact.open(tmp_path / "out")
 
-    yield run
+    return run
 
 
 def on_white(height, width, box, color=(200, 30, 30)):

@@ -82,7 +82,9 @@ def test_target_of_v_prediction_by_hand():
     times = torch.tensor([400])
     a = alpha_bar()[400]
     expected = float(a.sqrt() * 3 - (1 - a).sqrt() * 2)
-    assert ddim.target(make_scheduler("v_prediction"), latents, noise, times).item() == pytest.approx(expected, abs=1e-5)
+    assert ddim.target(make_scheduler("v_prediction"), latents, noise, times).item() == pytest.approx(
+        expected, abs=1e-5
+    )
     assert ddim.target(make_scheduler("epsilon"), latents, noise, times) is noise
     noisy = ddim.add_noise(make_scheduler("epsilon"), latents, noise, times)
     assert noisy.item() == pytest.approx(float(a.sqrt() * 2 + (1 - a).sqrt() * 3), abs=1e-5)

@@ -60,7 +60,8 @@ def test_sdedit_does_not_depend_on_its_batch(refiner):
 def test_prompt_changes_the_image(refiner):
     image, noise, null = draw("image", 1, 3, 16, 16).clamp(-1, 1), draw("n", 1, 4, 8, 8), refiner.embed([""])
     red, blue = (
-        refiner.sdedit(image, refiner.embed([prompt]), null, noise, None, 1.0, 7.0, 4) for prompt in ("a red one", "sky")
+        refiner.sdedit(image, refiner.embed([prompt]), null, noise, None, 1.0, 7.0, 4)
+        for prompt in ("a red one", "sky")
     )
     assert (red - blue).abs().max() > 1e-4
 

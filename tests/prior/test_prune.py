@@ -30,7 +30,7 @@ def test_worked_example():
     shapes = np.zeros((2, 7, 9), bool)
     shapes[0, 2:5, 1:4] = True
     shapes[1, 2:5, 3:6] = True
-    # Shared: column 3, rows 2-4. Dilated by 1: columns 2-4, rows 1-5. Outside are column 1 of one, column 5 of the other.
+    # Shared: column 3, rows 2-4. Dilated by 1: columns 2-4, rows 1-5. Outside: column 1, and column 5.
     assert count_bad_pixels(shapes, 1).tolist() == [3, 3]
     assert count_bad_pixels(shapes, 0).tolist() == [6, 6]
     assert count_bad_pixels(shapes, 2).tolist() == [0, 0]
@@ -51,7 +51,6 @@ def test_foreground_is_what_is_not_white():
 
 @given(mask=arrays.arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))), pixels=st.integers(0, 4))
 def test_dilation_is_the_union_of_shifted_masks(mask, pixels):
-    height, width = mask.shape
     expected = np.zeros_like(mask)
     for y, x in zip(*np.nonzero(mask), strict=True):
         expected[max(0, y - pixels) : y + pixels + 1, max(0, x - pixels) : x + pixels + 1] = True

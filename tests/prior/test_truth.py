@@ -52,7 +52,7 @@ def test_true_views_are_good_and_turned_ones_are_not(make_cache, camera):
     table = measure_truth(cache, ROBOT, camera, 250)
     first, second = table[table["sample"] == 0], table[table["sample"] == 1]
     assert (first["iou"] > 0.95).all()  # the foreground takes in half-covered pixels of the outline
-    assert (first["angle_deg"] == 0).all()
+    assert (first["angle_deg"] < 10).all()  # the target, or a true view of the bank right beside it
     assert not first["bad"].any()
     assert second["bad"].all()
     assert second["angle_deg"].median() == pytest.approx(85, abs=15)
@@ -66,9 +66,7 @@ def test_precision_and_recall_by_hand():
             for s, bad in enumerate(bads)
         ]
     )
-    decisions = pandas.DataFrame(
-        {"pose": [10, 11, 12, 13], "kept": [False, True, False, True], "chosen": [0, 1, 0, 1]}
-    )
+    decisions = pandas.DataFrame({"pose": [10, 11, 12, 13], "kept": [False, True, False, True], "chosen": [0, 1, 0, 1]})
     found = summarize_truth(truth, decisions)
     # Truly bad: 11 and 12. Rejected: 10 and 12. One hit of two, both ways.
     assert (found["precision"], found["recall"]) == (0.5, 0.5)

@@ -47,7 +47,7 @@ def metrics(digest: str, image: float) -> dict:
     }
     truth = {name: {"azimuth_right": 0.5, "silhouette_iou": 0.8} for name in rows}
     part = {
-        "kind": "transformers", "model": "data/weights/clip-eval", "pretrained": None, "weights": digest,
+        "kind": "transformers", "model": "data/weights/clip-evaluation", "pretrained": None, "weights": digest,
         "preprocessing": "white background, bicubic to 64x64", "rows": rows,
     }  # fmt: skip
     return {
@@ -82,7 +82,8 @@ def write_run(root: Path) -> RunFolders:
     )  # fmt: skip
     write_parquet(folders.prune / "decisions.parquet", decisions)
     truth = {"precision": 0.83, "recall": None, "bad_before": 0.25, "bad_after": 0.05}
-    summary = {"schema": 1, "poses": POSES, "kept": int(kept.sum()), "reasons": {"kept": 18, "geometry": 6}, "truth": truth}
+    reasons_count = {"kept": 18, "geometry": 6}
+    summary = {"schema": 1, "poses": POSES, "kept": int(kept.sum()), "reasons": reasons_count, "truth": truth}
     write_json(folders.prune / "summary.json", summary)
 
     some = Poses(poses.azimuth[torch.from_numpy(kept)], poses.polar[torch.from_numpy(kept)])

@@ -1,0 +1,55 @@
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from cad.artifacts import digest
+from cad.errors import UserError
+from cad.report.page import show_report, write_report
+
+
+@pytest.fixture
+def params():
+    """Of the settings, what the report reads: one row, whose stages all have the entry robot."""
+    stages = ("input", "prior", "prune", "refine", "stage1", "stage2", "orbit")
+    above = {**dict.fromkeys(stages, "robot"), "object": "robot"}
+    report = SimpleNamespace(rows={"CAD (mini)": "robot"})
+    return SimpleNamespace(profile="mini", report=report, ancestors=lambda section, entry: above)
+
+
+def test_the_page_has_all_and_says_where_from(run, params, tmp_path):
+    reports = tmp_path / "reports"
+    write_report(params, run.input.parent.parent, reports)
+    assert sorted(path.name for path in reports.iterdir()) == [
+        "index.md", "overview.png", "table1.csv", "table1.md", "table1.tex",
+    ]  # fmt: skip
+    page = (reports / "index.md").read_text()
+    assert (reports / "table1.md").read_text().splitlines()[2] in page
+    assert "(overview.png)" in page
+    assert digest(run.evaluate / "metrics.json")[:16] in page
+    assert "kept 18 of 24 poses" in page
+    assert "precision 0.83 and recall —" in page
+    assert "cannot be compared" in page
+    for place in re.findall(r"\]\(([^)]+)\)", page):
+        assert (reports / place).is_file(), place
+    first = page
+    write_report(params, run.input.parent.parent, reports)
+    assert (reports / "index.md").read_text() == first
+
+
+def test_show_prints_the_table_and_the_paths(run, params, tmp_path, capsys):
+    write_report(params, run.input.parent.parent, tmp_path)
+    show_report(tmp_path)
+    said = capsys.readouterr().out
+    assert "Table 1" in said
+    assert "overview.png" in said.replace("\n", "")
+
+
+def test_show_before_a_report_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="cad report all"):
+        show_report(tmp_path)
+
+
+def test_a_missing_run_is_a_user_error(params, tmp_path):
+    with pytest.raises(UserError, match=r"metrics.json: missing"):
+        write_report(params, tmp_path / "runs", tmp_path / "reports")

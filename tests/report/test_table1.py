@@ -1,0 +1,150 @@
+import io
+import json
+import re
+
+import pytest
+from rich.console import Console
+
+from cad.errors import UserError
+from cad.report import paper
+from cad.report.table1 import (
+    Cell,
+    Line,
+    build_table,
+    from_csv,
+    latex_escape,
+    ranked,
+    show_table1,
+    write_table1,
+)
+from tests.report.conftest import OWN, metrics
+
+L14, B32 = "ViT-L/14 (OpenAI)", "ViT-B/32 (OpenAI)"
+
+
+def lines(table, source):
+    return {line.label: line for line in table.lines if line.source == source}
+
+
+def test_the_papers_numbers_and_ranks(metrics_file):
+    """Table 1 as printed: CAD leads three columns, Magic123 the last."""
+    rows = lines(build_table({"ours": metrics_file}), "paper")
+    assert list(rows) == [f"{name} (paper)" for name in paper.TABLE1]
+    cad, magic = rows["CAD (paper)"], rows["Magic123 (paper)"]
+    assert [cad.cells[p].value for p in [(L14, "image"), (B32, "image"), (L14, "text"), (B32, "text")]] == [
+        82.56, 89.16, 25.32, 29.81,
+    ]  # fmt: skip
+    assert [cad.cells[p].rank for p in [(L14, "image"), (B32, "image"), (L14, "text"), (B32, "text")]] == [1, 1, 1, 2]
+    assert [magic.cells[p].rank for p in [(L14, "image"), (B32, "image"), (L14, "text"), (B32, "text")]] == [2, 2, 4, 1]
+
+
+def test_columns_are_never_mixed(metrics_file):
+    table = build_table({"ours": metrics_file})
+    assert list(table.scorers) == [L14, B32, OWN]
+    for line in table.lines:
+        columns = {scorer for scorer, _ in line.cells}
+        assert columns == ({L14, B32} if line.source == "paper" else {OWN})
+
+
+def test_our_ranks_count_ours_and_the_controls(metrics_file):
+    """Images: copied 100, truth 92, 2D 78, 3D 75, other 60, untrained 41.5."""
+    table = build_table({"ours": metrics_file})
+    rank = {line.label: line.cells[OWN, "image"].rank for line in table.lines if line.source != "paper"}
+    assert rank == {
+        "ours": 4, "ours, 2D branch": 3, "True object (ceiling)": 2, "Reference copied†": 1, "Another object": 5,
+        "Untrained generator": 6,
+    }  # fmt: skip
+
+
+def test_equal_scores_share_a_rank():
+    made = ranked([Line(str(v), "ours", "mug", {("s", "image"): Cell(v, None, None)}) for v in (3.0, 5.0, 4.999, 1.0)])
+    assert [line.cells["s", "image"].rank for line in made] == [3, 1, 1, 4]
+
+
+def test_objects_are_ranked_apart():
+    made = ranked([Line(o, "ours", o, {("s", "image"): Cell(v, None, None)}) for o, v in (("mug", 1.0), ("car", 2.0))])
+    assert [line.cells["s", "image"].rank for line in made] == [None, None]  # nothing to compare with
+
+
+def test_the_papers_scorer_shares_its_column(tmp_path):
+    """Only where kind, name and weights say so; the digest of what ran is not the paper's to give."""
+    content = metrics("cd" * 32, 70.0)
+    content["scorers"] = {"big": {**content["scorers"][OWN], "kind": "open_clip", "model": "ViT-L-14-quickgelu"}}
+    for pretrained, columns in (("openai", [L14, B32]), ("laion2b", [L14, B32, "big"])):
+        content["scorers"]["big"]["pretrained"] = pretrained
+        (tmp_path / "metrics.json").write_text(json.dumps(content))
+        assert list(build_table({"ours": tmp_path / "metrics.json"}).scorers) == columns
+
+
+def test_one_name_for_two_sets_of_weights_gives_two_columns(tmp_path):
+    for name, digest in (("a", "ab" * 32), ("b", "cd" * 32)):
+        (tmp_path / name).write_text(json.dumps(metrics(digest, 70.0)))
+    table = build_table({"a": tmp_path / "a", "b": tmp_path / "b"})
+    assert list(table.scorers) == [L14, B32, OWN, f"{OWN} [cdcdcdcd]"]
+    # controls stand once per object, with both scorers' numbers
+    assert len(lines(table, "control")["Another object"].cells) == 4
+
+
+def test_files_have_the_same_bytes_and_read_back(metrics_file, tmp_path):
+    for out in ("first", "second"):
+        table = write_table1({"ours & co": metrics_file}, tmp_path / out)
+    for name in ("table1.md", "table1.csv", "table1.tex"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    assert from_csv(tmp_path / "first/table1.csv") == table
+
+
+def test_markdown(metrics_file, tmp_path):
+    write_table1({"CAD (mini)": metrics_file}, tmp_path)
+    text = (tmp_path / "table1.md").read_text()
+    assert "| CAD (paper) | **82.56**¹ | **89.16**¹ | — | **25.32**¹ | 29.81² | — |" in text
+    assert "| CAD (mini) | — | — | 75.00 ± 0.42 | — | — | 24.50 ± 0.10 |" in text
+    assert "| Reference copied† | — | — | **100.00**¹ |" in text
+    assert "100 by construction" in text
+    assert "toyworld CLIP: not the paper's scorer" in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in table} == {8}
+
+
+def test_latex_is_escaped_and_balanced(metrics_file, tmp_path):
+    write_table1({"50% & more_of #1": metrics_file}, tmp_path)
+    text = (tmp_path / "table1.tex").read_text()
+    assert r"50\% \& more\_of \#1 & --- & --- & 75.00 $\pm$ 0.42 & ---" in text
+    assert r"\textbf{82.56}\textsuperscript{1}" in text
+    assert text.isascii()
+    rows = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in rows} == {6}
+    for command in ("toprule", "midrule", "bottomrule"):
+        assert f"\\{command}" in text
+    assert len(re.findall(r"(?<!\\)\{", text)) == len(re.findall(r"(?<!\\)\}", text))
+
+
+def test_latex_escapes():
+    assert latex_escape(r"a\b~c^d{e}$") == r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d\{e\}\$"
+
+
+def test_the_terminal_shows_all(metrics_file):
+    text = io.StringIO()
+    show_table1(build_table({"[red]ours[/red]": metrics_file}), Console(file=text, width=140))
+    for said in ("82.56", "75.00 ± 0.42", "[red]ours[/red]", "—", "by construction"):
+        assert said in text.getvalue()
+
+
+def test_a_missing_metrics_file_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere/metrics.json: missing"):
+        write_table1({"ours": tmp_path / "nowhere/metrics.json"}, tmp_path / "reports")
+    assert not (tmp_path / "reports").exists()
+
+
+@pytest.mark.parametrize("scorers", [{"s": {}}, {"s": []}, []])
+def test_a_foreign_metrics_file_is_a_user_error(tmp_path, scorers):
+    (tmp_path / "metrics.json").write_text(json.dumps({"scorers": scorers, "object": "mug"}))
+    with pytest.raises(UserError, match=r"metrics.json: .*cad evaluate"):
+        build_table({"ours": tmp_path / "metrics.json"})
+
+
+def test_a_missing_or_foreign_csv_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="missing"):
+        from_csv(tmp_path / "table1.csv")
+    (tmp_path / "table1.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="table1.csv"):
+        from_csv(tmp_path / "table1.csv")

@@ -133,8 +133,8 @@ def known_truth(truth: dict[str, Any]) -> str:
     """What only a world with known truth can say: do the views face the right way, and are the outlines right?"""
     out = [
         f"Against the toyworld's truth: the share of views whose nearest true view (smallest pixel difference) lies "
-        f"within {truth['within_deg']:.0f}° of the right azimuth (by chance {truth['chance']:.1%}), and the mean IoU of "
-        "the silhouettes.\n",
+        f"within {truth['within_deg']:.0f}° of the right azimuth (by chance {truth['chance']:.1%}), and the mean IoU "
+        "of the silhouettes.\n",
         "| Row | Right azimuth | Silhouette IoU |",
         "|:--|--:|--:|",
     ]

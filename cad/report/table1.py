@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
@@ -148,8 +149,8 @@ def notes(table: Table1) -> list[str]:
     own = [name for name in table.scorers if not name.endswith("(OpenAI)")]
     said = [
         "CLIP score, 100 x cosine, mean over the frames of an orbit (± std over seeds): against the reference view "
-        "(image) and the prompt (text). ¹ ² ³: best, second and third of a column, separately among the paper's rows and among "
-        f"the rows measured here on one object. {EMPTY}: this scorer was not run on this row.",
+        "(image) and the prompt (text). ¹ ² ³: best, second and third of a column, separately among the paper's "
+        f"rows and among the rows measured here on one object. {EMPTY}: this scorer was not run on this row.",
         "Rows marked (paper) are the paper's own numbers on its own objects; nothing here re-ran them.",
     ]
     if own:
@@ -169,13 +170,17 @@ def number(cell: Cell | None) -> str:
     return f"{cell.value:.2f}" + (f" ± {cell.std:.2f}" if cell.std is not None else "")
 
 
+def mark(cell: Cell | None) -> str:
+    """The rank of a cell as a superscript, down to the third."""
+    return "¹²³"[cell.rank - 1] if cell is not None and cell.rank is not None and cell.rank <= SHOWN_RANKS else ""
+
+
 def markdown(table: Table1) -> str:
     """The table with its notes in GitHub's Markdown; the best of a column is bold."""
 
     def cell(value: Cell | None) -> str:
-        rank = value.rank if value is not None else None
-        mark = "¹²³"[rank - 1] if rank is not None and rank <= SHOWN_RANKS else ""
-        return f"**{number(value)}**{mark}" if rank == 1 else number(value) + mark
+        best = value is not None and value.rank == 1
+        return f"**{number(value)}**{mark(value)}" if best else number(value) + mark(value)
 
     heads = [f"{kind.capitalize()} score ↑<br>{markdown_escape(name)}" for kind in KINDS for name in table.scorers]
     out = ["| Method | " + " | ".join(heads) + " |", "|:--|" + "--:|" * len(heads)]
@@ -280,18 +285,20 @@ def markdown_escape(text: str) -> str:
 
 
 def show_table1(table: Table1, console: Console) -> None:
-    """Print the table in the terminal: best, second and third in green, yellow and magenta."""
+    """Print image scores, then text scores, in the terminal: best, second and third in green, yellow and magenta."""
     styles: dict[int | None, str] = {1: "bold green", 2: "yellow", 3: "magenta"}
-    grid = Grid(title="Table 1: CLIP scores (100 x cosine, higher is better)", title_justify="left")
-    grid.add_column("Method", no_wrap=True)
-    shown = [(name, kind) for kind in KINDS for name in table.scorers]
-    for name, kind in shown:
-        grid.add_column(Text(f"{kind.capitalize()}\n{name}"), justify="right")
-    for k, line in enumerate(table.lines):
-        cells = [line.cells.get(place) for place in shown]
-        texts = [Text(number(cell), style=styles.get(cell.rank if cell else None, "")) for cell in cells]
-        last = k + 1 == len(table.lines) or table.lines[k + 1].source != line.source
-        grid.add_row(Text(line.label, style="dim" if line.source == "paper" else ""), *texts, end_section=last)
-    console.print(grid)
+    for kind in KINDS:
+        grid = Grid(title=f"Table 1: {kind} score, higher is better", title_justify="left", box=SIMPLE_HEAD)
+        grid.add_column("Method", no_wrap=True)
+        for name in table.scorers:
+            grid.add_column(Text(name), justify="right")
+        for line, after in zip(table.lines, [*table.lines[1:], None], strict=True):
+            cells = [line.cells.get((name, kind)) for name in table.scorers]
+            texts = [
+                Text(number(cell) + mark(cell), style=styles.get(cell.rank if cell else None, "")) for cell in cells
+            ]
+            last = after is not None and after.source != line.source
+            grid.add_row(Text(line.label, style="dim" if line.source == "paper" else ""), *texts, end_section=last)
+        console.print(grid)
     for note in notes(table):
         console.print(Text(note, style="dim"))

@@ -63,7 +63,9 @@ def test_a_resumed_orbit_has_the_same_bits(orbit_settings, camera, stage2_dir, i
     assert digest(rendered) == before
 
 
-def test_a_finished_orbit_renders_nothing(orbit_settings, camera, stage2_dir, input_dir, context, rendered, monkeypatch):
+def test_a_finished_orbit_renders_nothing(
+    orbit_settings, camera, stage2_dir, input_dir, context, rendered, monkeypatch
+):
     monkeypatch.setattr(subject, "render_views", lambda *_: pytest.fail("rendered again"))
     render_orbit(orbit_settings, camera, stage2_dir, input_dir, rendered, context)
 

@@ -49,7 +49,9 @@ def test_transformers_scores_equal_a_plain_cosine(clip_folder):
             b = model.text_projection(read).numpy()[0]
             for i in range(len(a)):
                 cosine = sum(a[i] * b) / (sum(a[i] ** 2) ** 0.5 * sum(b**2) ** 0.5)
-                assert ours[i, j] == pytest.approx(100 * cosine, abs=0.05)  # its processor rounds the resize its own way
+                assert ours[i, j] == pytest.approx(
+                    100 * cosine, abs=0.05
+                )  # its processor rounds the resize its own way
 
 
 def test_an_image_scores_100_against_itself(clip_folder):

@@ -33,4 +33,6 @@ def test_iou_by_hand():
 
 
 def test_chance():
-    assert chance_within(orbit_poses(120, 1.2, math.pi)) == pytest.approx(21 / 120)  # 10 frames to each side, and itself
+    assert chance_within(orbit_poses(120, 1.2, math.pi)) == pytest.approx(
+        21 / 120
+    )  # 10 frames to each side, and itself

@@ -35,7 +35,9 @@ def decisions(kept: list[bool]) -> pd.DataFrame:
     return pd.DataFrame({"pose": range(len(kept)), "azimuth": azimuth, "kept": kept})
 
 
-@pytest.mark.parametrize(("kept", "rejected", "shown"), [(20, 20, (5, 3)), (20, 0, (8, 0)), (2, 20, (2, 6)), (3, 1, (3, 1))])
+@pytest.mark.parametrize(
+    ("kept", "rejected", "shown"), [(20, 20, (5, 3)), (20, 0, (8, 0)), (2, 20, (2, 6)), (3, 1, (3, 1))]
+)
 def test_shown_poses(kept, rejected, shown):
     table = decisions([True] * kept + [False] * rejected)
     chosen = shown_poses(table)
@@ -68,7 +70,7 @@ def test_reports_need_no_torch(run, tmp_path):
         "import sys, dataclasses; from pathlib import Path\n"
         "import cad.report.page; from cad.report.overview import RunFolders, draw_overview\n"
         "from cad.report.table1 import write_table1\n"
-        f"run = RunFolders(**{{k: Path(v) for k, v in {({k: str(v) for k, v in vars(run).items()})!r}.items()}})\n"
+        f"run = RunFolders(**{{k: Path(v) for k, v in { ({k: str(v) for k, v in vars(run).items()})!r}.items()}})\n"
         f"draw_overview(run, Path({str(tmp_path / 'a.png')!r}))\n"
         f"write_table1({{'ours': run.evaluate / 'metrics.json'}}, Path({str(tmp_path)!r}))\n"
         "print(sorted({'torch', 'transformers', 'diffusers', 'wandb'} & set(sys.modules)))\n"

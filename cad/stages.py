@@ -56,10 +56,12 @@ def run_stage(name: str, entry: str, params_file: Path) -> Path:
     Work in progress is found again by settings and inputs, not by code: after changing code, `make clean` starts anew.
     Raises UserError for any fault in the settings, the upstream folders or the user's files; then nothing is written.
     """
-    from cad.artifacts import digest, workspace, write_json
     from cad.config import load
 
     stage, params = STAGES[name], load(params_file)
+    fix_environment(params.runtime.threads)  # before the next import brings numpy, which reads it once
+    from cad.artifacts import digest, workspace, write_json
+
     settings, _ = params.resolve(name, entry)
     above = params.ancestors(name, entry)
     source = params.objects[above["object"]]
@@ -91,7 +93,6 @@ def run_stage(name: str, entry: str, params_file: Path) -> Path:
         arguments["source"] = source
 
     out = run_folder(name, entry)
-    fix_environment(params.runtime.threads)
     with _context(name, entry, params, above["object"], identity) as context:
         with workspace(out, identity) as work:
             _function(stage)(out=work, context=context, **arguments)

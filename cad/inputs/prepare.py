@@ -32,10 +32,16 @@ def prepare_input(
         picture, opacity = resize(color, alpha, settings.resolution, settings.resolution)
     else:
         picture, opacity = recenter(color, alpha, mask, settings.resolution, settings.object_fraction)
+    shown = opacity > settings.alpha_threshold
+    if not shown.any():
+        raise UserError(
+            f"{path}: the object is so thin that nothing of it is left at input.resolution {settings.resolution}; "
+            "crop the picture closer to it"
+        )
     InputArtifact.write(
         out,
         image=picture,
-        mask=opacity > settings.alpha_threshold,
+        mask=shown,
         prompt=prompt,
         object=context.object,
         reference_azimuth_deg=camera.reference_azimuth_deg,

@@ -15,6 +15,7 @@ from cad.artifacts import InputArtifact, PriorCache, PriorCacheWriter, write_ima
 from cad.camera import Poses
 from cad.config import CameraSettings, ModelPaths, RefineSettings
 from cad.context import Context
+from cad.errors import UserError
 from cad.prior.ddim import NoiseStreams
 from cad.prior.latent_diffusion import LatentDiffusion
 from cad.prior.pictures import to_network, to_picture
@@ -63,6 +64,16 @@ REFINERS: dict[str, Callable[[ModelPaths, torch.device], Refiner]] = {
 }
 
 
+def load_refiner(kind: str, models: ModelPaths, device: torch.device) -> Refiner:
+    """The refiner that `refine.kind` names; UserError for one that the settings know and this version lacks."""
+    if kind not in REFINERS:
+        raise UserError(
+            f"params.yaml: refine.kind: {kind} is not available yet; set it to {' or '.join(REFINERS)}, "
+            "or refine.enabled to false"
+        )
+    return REFINERS[kind](models, device)
+
+
 def view_name(azimuth: float, polar: float) -> str:
     """The word of view-dependent prompting (Appendix C) for a pose in radians.
 
@@ -96,7 +107,7 @@ def refine_prior(
     """Fill `out` with a PriorCache of the kept poses: `draws` refinements of each chosen sample, and contact.png.
 
     Disabled refinement passes the chosen sample through, as one draw. Resumes shard by shard; the noise of a draw is
-    a function of (seed, object, pose, draw).
+    a function of (seed, object, pose, draw). Raises UserError for a refiner or weights that are not there.
     """
     source = InputArtifact.open(input_dir)
     prior = PriorCache.open(prior_dir)
@@ -113,7 +124,7 @@ def refine_prior(
     draws = settings.draws if settings.enabled else 1
     writer = PriorCacheWriter(out, poses, ids, draws, prior.resolution, settings.shard_poses)
     if settings.enabled:
-        _refine_shards(REFINERS[settings.kind](models, context.device), chosen, prompts, ids, settings, writer, context)
+        _refine_shards(load_refiner(settings.kind, models, context.device), chosen, prompts, ids, settings, writer, context)
     else:
         for k in writer.missing_shards():
             writer.write_shard(k, chosen[list(writer.shard_range(k))][:, None])

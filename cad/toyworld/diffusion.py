@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from cad.camera import relative_pose
+from cad.errors import UserError
 from cad.prior import latent_diffusion, zero123
 from cad.prior.latent_diffusion import LatentDiffusion
 from cad.prior.zero123 import CCProjection, Zero123
 from cad.seeding import generator, seed_for
 from cad.toyworld.clip import caption
 from cad.toyworld.dataset import Dataset
-from cad.toyworld.fit import fit, load_average
+from cad.toyworld.fit import fit, load_average, saved_step
 from cad.toyworld.settings import DiffusionSettings
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -66,6 +67,20 @@ def build_scheduler() -> DDIMScheduler:
 def frozen(network: Network) -> Network:
     """The network in evaluation mode, float32, without gradients."""
     return network.float().eval().requires_grad_(False)
+
+
+def warm_start(network: nn.Module, folder: Path, work: Path) -> None:
+    """Without work in progress, go on from weights of an earlier training in `folder`; delete them to start anew.
+
+    Raises UserError for weights of another architecture.
+    """
+    path = folder / "diffusion_pytorch_model.safetensors"
+    if saved_step(work) > 0 or not path.is_file():
+        return
+    try:
+        network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+    except RuntimeError as fault:
+        raise UserError(f"{path}: is of another architecture than the settings; delete {folder.parent}") from fault
 
 
 def encoder_digest(vae: AutoencoderKL) -> str:
@@ -137,6 +152,8 @@ def train_zero123(
 ) -> None:
     """Train on (reference near the front, any other view of the same instance); write `out` in float16."""
     model = build_zero123(settings, weights, seed)
+    warm_start(model.unet, out / "unet", work)
+    warm_start(model.cc_projection, out / "cc_projection", work)
     latents = encode_views(model.vae, data, work.parent)
     embeddings = _embed_references(model, data)
     scale = model.vae.config.scaling_factor
@@ -205,6 +222,7 @@ def train_refiner(
 ) -> None:
     """Train on views with captions from generic to specific and their directions; write `out` in float16."""
     model = build_refiner(settings, weights, seed)
+    warm_start(model.unet, out / "unet", work)
     latents = encode_views(model.vae, data, work.parent)
     scale = model.vae.config.scaling_factor
 

@@ -124,7 +124,9 @@ def refine_prior(
     draws = settings.draws if settings.enabled else 1
     writer = PriorCacheWriter(out, poses, ids, draws, prior.resolution, settings.shard_poses)
     if settings.enabled:
-        _refine_shards(load_refiner(settings.kind, models, context.device), chosen, prompts, ids, settings, writer, context)
+        _refine_shards(
+            load_refiner(settings.kind, models, context.device), chosen, prompts, ids, settings, writer, context
+        )
     else:
         for k in writer.missing_shards():
             writer.write_shard(k, chosen[list(writer.shard_range(k))][:, None])

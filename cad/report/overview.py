@@ -55,7 +55,12 @@ class Strip:
 
 
 def draw_overview(folders: RunFolders, out: Path) -> None:
-    """Draw the figure of one run as a PNG; equal files give equal bytes. UserError names a folder that is broken."""
+    """Draw the figure of one run into a PNG file; UserError names a folder that is broken."""
+    write_atomic(out, overview_png(folders))
+
+
+def overview_png(folders: RunFolders) -> bytes:
+    """The figure of one run as a PNG; equal files give equal bytes. UserError names a folder that is broken."""
     reference = InputArtifact.open(folders.input)
     decisions = read_parquet(folders.prune / "decisions.parquet", *DECISION)
     upper_heads, upper = pose_strips(PriorCache.open(folders.prior), decisions, PriorCache.open(folders.refine))
@@ -66,7 +71,7 @@ def draw_overview(folders: RunFolders, out: Path) -> None:
         figure = compose(reference, about_prior, (upper_heads, upper), (lower_heads, lower))
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
-    write_atomic(out, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def shown_poses(decisions: pd.DataFrame) -> list[int]:

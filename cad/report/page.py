@@ -10,15 +10,17 @@ from rich.text import Text
 from cad.artifacts import digest, read_json, write_atomic
 from cad.config import Params
 from cad.errors import UserError
-from cad.report.overview import RunFolders, draw_overview
+from cad.report.overview import RunFolders, draw_overview, overview_png
 from cad.report.table1 import (
     EMPTY,
     ROWS,
+    build_table,
     from_csv,
     markdown,
     markdown_escape,
     measured_lines,
     show_table1,
+    table_files,
     write_table1,
 )
 
@@ -52,10 +54,14 @@ def write_overviews(params: Params, runs: Path, reports: Path) -> None:
 
 
 def write_report(params: Params, runs: Path, reports: Path) -> None:
-    """Write everything: Table 1, the overview figures and index.md; UserError for the first file that is missing."""
+    """Write everything: Table 1, the overview figures and index.md.
+
+    UserError for the first file that is missing or broken; then nothing is written, for all is made before.
+    """
     files = metrics_files(params, runs)
-    table = write_table1(files, reports)
-    write_overviews(params, runs, reports)
+    table = build_table(files)
+    entries = list(dict.fromkeys(params.report.rows.values()))
+    figures = {overview_name(params, entry): overview_png(run_folders(params, runs, entry)) for entry in entries}
     parts = [
         "# CAD, reproduced: the report\n",
         "*Unofficial reproduction. Written by `cad report all` from the files under `runs/`; nothing on this page was "
@@ -63,10 +69,10 @@ def write_report(params: Params, runs: Path, reports: Path) -> None:
         "## Table 1\n",
         markdown(table),
     ]
-    for entry in dict.fromkeys(params.report.rows.values()):
-        parts.append(entry_section(params, runs, entry))
+    parts += [entry_section(params, runs, entry) for entry in entries]
     parts += ["## Where each number comes from\n", provenance(params, runs, reports, files)]
-    write_atomic(reports / "index.md", "\n".join(parts).encode())
+    for name, content in (table_files(table) | figures | {"index.md": "\n".join(parts).encode()}).items():
+        write_atomic(reports / name, content)
 
 
 def entry_section(params: Params, runs: Path, entry: str) -> str:

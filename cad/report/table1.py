@@ -68,9 +68,15 @@ class Table1:
 def write_table1(rows: dict[str, Path], reports: Path) -> Table1:
     """Write table1.md, table1.csv and table1.tex from metrics files, one per row name; UserError for a missing one."""
     table = build_table(rows)
-    for suffix, form in (("md", markdown), ("csv", to_csv), ("tex", latex)):
-        write_atomic(reports / f"table1.{suffix}", form(table).encode())
+    for name, content in table_files(table).items():
+        write_atomic(reports / name, content)
     return table
+
+
+def table_files(table: Table1) -> dict[str, bytes]:
+    """The three files of the table, by name."""
+    forms = {"md": markdown, "csv": to_csv, "tex": latex}
+    return {f"table1.{suffix}": form(table).encode() for suffix, form in forms.items()}
 
 
 def build_table(rows: dict[str, Path]) -> Table1:

@@ -118,7 +118,7 @@ class Distiller:
     def discriminator_step(self, step: int, fakes: Fakes, show: Show) -> tuple[dict[str, float], Tensor]:
         """Eq. 7 without its penalty; returns what to record, and the logits [B, 1] of the augmented reals (for ADA)."""
         draws = self.draws(step, "discriminator")
-        fake = self.logits(fakes.views.image, fakes.views.raw, fakes.labels, show, draws)
+        fake = self.logits(fakes.views.image.detach(), fakes.views.raw.detach(), fakes.labels, show, draws)
         real = self.logits(*self.real_views(draws), show, draws)
         loss = discriminator_loss(fake, real)
         norm = descend(loss, {"optimizer_d": self.optimizer_d}, self.stage, "discriminator", step)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from cad.config import CameraSettings, DiscriminatorSettings, GeneratorSettings, Stage1Settings
@@ -55,19 +54,20 @@ class Stage1:
         self.optimizers = {"optimizer_g": players.optimizer_g, "optimizer_d": players.optimizer_d}
 
     def step(self, step: int) -> dict[str, float]:
-        """Eq. 7 (loss, then R1), Eq. 8, density regularisation, moving average."""
+        """Eq. 7 (loss, then R1), Eq. 8, density regularisation, moving average.
+
+        Both players meet on the same fakes ([ours]; StyleGAN2 draws new ones for G): rendering is most of a step.
+        """
         players, s = self.players, self.settings
         images = step * s.batch
         show = Show(blur_sigma(s.blur_sigma, s.blur_kimg, images), self.ada.p)
-        with torch.no_grad():
-            fakes = players.fakes(players.draws(step, "fakes for D"))
+        fakes = players.fakes(players.draws(step, "fakes"))
+        views = fakes.views
         values, real = players.discriminator_step(step, fakes, show)
         values |= players.penalty_step(step, show)
         if s.ada_enabled:
             self.ada.observe(real)
         players.discriminator.requires_grad_(False)
-        fakes = players.fakes(players.draws(step, "fakes for G"))
-        views = fakes.views
         logits = players.logits(views.image, views.raw, fakes.labels, show, players.draws(step, "generator"))
         loss = generator_loss(logits)
         own = {"optimizer_g": players.optimizer_g}

@@ -7,7 +7,7 @@ Mimic3D. They never reach the 2D upsampler, whose image is a fixed target (the s
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -67,6 +67,13 @@ def train_stage2(
     run_training(job, length, out, context)
 
 
+class Patches(NamedTuple):
+    """I3D and I2D of Eq. 10 at the same places, each [B, 3, p, p]."""
+
+    rendered: Tensor
+    target: Tensor
+
+
 class Branch3D:
     """The triplane upsampler, its moving average, the patch discriminator and LPIPS: all that stage 2 adds."""
 
@@ -92,13 +99,13 @@ class Branch3D:
         )
         self.optimizer_patch = lazy_adam({"patches": self.patches}, s.lr_patch, s.beta1, s.beta2, s.patch_r1_interval)
 
-    def patch(self, fakes: Fakes, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Patches of both branches at the same uniformly drawn places: I3D and I2D of Eq. 10, each [B, 3, p, p]."""
+    def patch(self, fakes: Fakes, draws: torch.Generator) -> Patches:
+        """Patches of both branches at the same uniformly drawn places."""
         size, lens = self.settings.patch_size, self.players.lens
         places = crop_places(len(fakes.w), size, lens.resolution, draws).to(fakes.w.device)
         lifted = lifted_planes(self.upsampler, fakes.planes, fakes.w)
         rendered = patch_3d(self.players.generator, lifted, fakes.cameras, places, size, lens, draws)
-        return rendered, crop(fakes.views.image, places, size)
+        return Patches(rendered, crop(fakes.views.image, places, size))
 
     def real_patches(self, draws: torch.Generator) -> Tensor:
         """Crops of refined samples, at places of their own, [B, 3, p, p]."""
@@ -122,12 +129,11 @@ class Branch3D:
             values["patch_r1"] = penalty.item()
         return values
 
-    def losses(self, fakes: Fakes, draws: torch.Generator) -> dict[str, Tensor]:
+    def losses(self, patches: Patches) -> dict[str, Tensor]:
         """Eq. 10 and the patch discriminator's opinion, unweighted."""
-        patch, target = self.patch(fakes, draws)
         return {
-            "lpips": consistency_loss(self.distance, patch, target),
-            "loss_patch_g": generator_loss(self.patches(patch)),
+            "lpips": consistency_loss(self.distance, patches.rendered, patches.target),
+            "loss_patch_g": generator_loss(self.patches(patches.rendered)),
         }
 
 
@@ -163,15 +169,14 @@ class Stage2:
     def step(self, step: int) -> dict[str, float]:
         """Both discriminators, then the generator with both branches' losses in one step, then regularisers and EMA."""
         players, branch, images = self.players, self.branch, step * self.settings.batch
-        draws = players.draws(step, "fakes for D")
-        with torch.no_grad():
-            fakes = players.fakes(draws)
-            patch = branch.patch(fakes, draws)[0] if branch else None
+        draws = players.draws(step, "fakes")
+        fakes = players.fakes(draws)
+        patches = branch.patch(fakes, draws) if branch else None
         values, _ = players.discriminator_step(step, fakes, PLAIN)
         values |= players.penalty_step(step, PLAIN)
-        if branch and patch is not None:
-            values |= branch.discriminator_step(step, patch)
-        values |= self._generator_step(step)
+        if branch and patches:
+            values |= branch.discriminator_step(step, patches.rendered.detach())
+        values |= self._generator_step(step, fakes, patches)
         values |= players.density_step(step, self._generator_optimizers(), self._volumes)
         players.average_step(self.stage1_images + images)
         if branch:
@@ -179,20 +184,18 @@ class Stage2:
             update_ema(branch.average, branch.upsampler, ema_decay(images, s.batch, s.ema_kimg, s.ema_rampup))
         return values
 
-    def _generator_step(self, step: int) -> dict[str, float]:
+    def _generator_step(self, step: int, fakes: Fakes, patches: Patches | None) -> dict[str, float]:
         """Eq. 8 on the 2D branch, Eq. 10 and the patch loss on the 3D branch; Ds are frozen meanwhile."""
         players, branch, s = self.players, self.branch, self.settings
         frozen = [players.discriminator] + ([branch.patches] if branch else [])
         for judge in frozen:
             judge.requires_grad_(False)
-        draws = players.draws(step, "fakes for G")
-        fakes = players.fakes(draws)
         views = fakes.views
         logits = players.logits(views.image, views.raw, fakes.labels, PLAIN, players.draws(step, "generator"))
         terms = {"loss_g": generator_loss(logits)}
         total = terms["loss_g"]
-        if branch:
-            terms |= branch.losses(fakes, draws)
+        if branch and patches:
+            terms |= branch.losses(patches)
             total = total + s.lpips_weight * terms["lpips"] + s.patch_weight * terms["loss_patch_g"]
         norm = descend(total, self._generator_optimizers(), self.kind, "generator", step)
         for judge in frozen:

@@ -1,4 +1,5 @@
 import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -53,3 +54,13 @@ def test_show_before_a_report_is_a_user_error(tmp_path):
 def test_a_missing_run_is_a_user_error(params, tmp_path):
     with pytest.raises(UserError, match=r"metrics.json: missing"):
         write_report(params, tmp_path / "runs", tmp_path / "reports")
+    assert not (tmp_path / "reports").exists()
+
+
+def test_a_broken_run_leaves_no_part_of_a_report(run, params, tmp_path):
+    runs = tmp_path / "runs"
+    shutil.copytree(run.input.parent, runs / "robot")
+    (runs / "robot/prune/summary.json").write_text("{")  # read last, after table and figure are made
+    with pytest.raises(UserError, match=r"summary\.json: not valid JSON"):
+        write_report(params, runs, tmp_path / "reports")
+    assert not (tmp_path / "reports").exists()

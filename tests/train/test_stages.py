@@ -210,7 +210,8 @@ def branch(second, shape, judge, camera, prior, context, models):
 
 def test_equation_10_reaches_upsampler_and_trunk_but_never_the_2d_upsampler(branch):
     players = branch.players
-    losses = branch.losses(players.fakes(players.draws(0, "f")), players.draws(0, "p"))
+    fakes = players.fakes(players.draws(0, "f"))
+    losses = branch.losses(branch.patch(fakes, players.draws(0, "p")))
     losses["lpips"].backward()
     got = {name for name, p in players.generator.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert not {name for name in got if name.startswith("upsampler.")}

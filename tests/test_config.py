@@ -1,6 +1,7 @@
 """Settings: what is refused and how it is said; the profiles; overrides and ancestors of entries."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,13 @@ def test_paper_states_the_papers_own_numbers() -> None:
     assert paper["orbit"]["frames"] == 120
 
 
-def test_every_setting_says_what_it_is_and_has_no_default() -> None:
+SOURCE = re.compile(r"Sec\.|App\.|Eq\.|paper|EG3D|StyleGAN2|Mimic3D|Zero-1-to-3|diffusers|\[ours")
+
+
+def test_every_setting_says_what_it_is_and_where_from_and_has_no_default() -> None:
     for name, section in Params.model_fields.items():
         for key, field in getattr(section.annotation, "model_fields", {}).items():
-            assert field.description, f"{name}.{key}"
+            assert SOURCE.search(field.description or ""), f"{name}.{key}: {field.description}"
             assert field.is_required(), f"{name}.{key}"
 
 

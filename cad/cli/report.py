@@ -39,11 +39,12 @@ def overview(params: ParamsFile = PARAMS, reports: Folder = REPORTS) -> None:
 def everything(params: ParamsFile = PARAMS, reports: Folder = REPORTS) -> None:
     """Write Table 1, the overview figures and the page index.md."""
     from cad.config import load
-    from cad.report.page import write_report
+    from cad.report.page import track_report, write_report
 
     settings = load(params)
     fix_environment(settings.runtime.threads)
     write_report(settings, RUNS, reports)
+    track_report(settings, RUNS, reports)
     print(f"report: {reports / 'index.md'}")
 
 

@@ -25,7 +25,7 @@ def render(params: Params = PARAMS, work: Work = WORK) -> None:
 
 @app.command("train")
 def train_model(name: str, params: Params = PARAMS, work: Work = WORK, weights: Weights = WEIGHTS) -> None:
-    """Train one model: clip, clip-evaluation, autoencoder, zero123 or refiner; goes on where it stopped."""
+    """Train clip, clip-evaluation, autoencoder, decoder, zero123 or refiner; goes on where it stopped."""
     from cad.toyworld import settings, train
 
     train.train(name, settings.load_settings(params), work, weights, typer.echo)

@@ -28,14 +28,18 @@ class RuntimeSettings(Section):
     """How a stage computes; with these fixed, a CPU gives the same bits again."""
 
     threads: Count = Field(description="CPU threads of torch and numba; part of the result's identity [ours]")
-    device: Literal["cpu", "cuda", "auto"] = Field(description="where networks run; auto takes CUDA if there is one")
+    device: Literal["cpu", "cuda", "auto"] = Field(
+        description="where networks run; auto takes CUDA if there is one; [ours], cpu gives equal bits"
+    )
 
 
 class TrackingSettings(Section):
     """Weights & Biases; never part of a result's identity."""
 
-    mode: Literal["auto", "offline", "online", "disabled"] = Field(description="auto: online with a key, else offline")
-    project: Text = Field(description="name of the W&B project")
+    mode: Literal["auto", "offline", "online", "disabled"] = Field(
+        description="auto: online with a key, else offline; [ours]"
+    )
+    project: Text = Field(description="name of the W&B project; [ours]")
 
 
 class CameraSettings(Section):
@@ -97,31 +101,39 @@ class PriorSettings(Section):
     steps: int = Field(ge=1, le=1000, description="DDIM steps; 50 in Zero-1-to-3")
     guidance: NotNegative = Field(description="classifier-free guidance scale; 3 in Zero-1-to-3")
     eta: Fraction = Field(description="DDIM noise, 0 deterministic; 1 in Zero-1-to-3's code")
-    batch: Count = Field(description="images of one network call; changes speed, never which noise is drawn")
+    batch: Count = Field(description="images of one network call; [ours], changes speed, never which noise is drawn")
     shard_poses: Count = Field(description="poses of one file, the unit of resuming; [ours]")
 
 
 class PruneSettings(Section):
     """Rejection of bad samples (Sec. 3.3, Eq. 11); every number is [ours], the paper gives none."""
 
-    enabled: bool = Field(description="false keeps every pose with its first sample")
-    white_threshold: Gray = Field(description="a pixel with a channel below this is foreground [gray]")
-    dilation_px: int = Field(ge=0, description="growth of the samples' shared overlap mask [px]")
-    max_bad_pixels: int = Field(ge=0, description="more foreground outside the mask than this rejects the pose [px]")
-    min_clip_similarity: float = Field(ge=-1, le=1, description="a least cosine below this rejects the pose")
-    batch: Count = Field(description="images of one CLIP call")
+    enabled: bool = Field(description="false keeps every pose with its first sample; pruning is in Sec. 3.3")
+    white_threshold: Gray = Field(description="a pixel with a channel below this is foreground [gray]; [ours]")
+    dilation_px: int = Field(
+        ge=0, description="growth of the samples' shared overlap mask [px]; Sec. 3.3 dilates, by how much is [ours]"
+    )
+    max_bad_pixels: int = Field(
+        ge=0, description="more foreground than this outside the mask rejects the pose [px]; Sec. 3.3, [ours]"
+    )
+    min_clip_similarity: float = Field(
+        ge=-1, le=1, description="a least cosine below this rejects the pose; Eq. 11, the number is [ours]"
+    )
+    batch: Count = Field(description="images of one CLIP call; [ours], changes speed")
 
 
 class RefineSettings(Section):
     """Diffuse-and-denoise of the kept samples with a text-guided model (Sec. 3.3, App. C)."""
 
-    enabled: bool = Field(description="false passes the kept samples on as they are")
-    kind: Literal["latent-diffusion", "controlnet-depth", "deepfloyd-if"] = Field(description="family of the refiner")
+    enabled: bool = Field(description="false passes the kept samples on as they are; refinement is in Sec. 3.3")
+    kind: Literal["latent-diffusion", "controlnet-depth", "deepfloyd-if"] = Field(
+        description="family of the refiner; ControlNet-depth and DeepFloyd IF in App. C, latent-diffusion is [ours]"
+    )
     strength: float = Field(gt=0, le=1, description="share of the noise schedule that is added; 0.3 to 0.8 in App. C")
     guidance: NotNegative = Field(description="classifier-free guidance scale; diffusers' img2img defaults, [ours]")
     steps: int = Field(ge=1, le=1000, description="length of the schedule, of which `strength` is run; [ours]")
     draws: Count = Field(description="refined images of each kept pose; [ours], more draws make more diverse objects")
-    batch: Count = Field(description="images of one network call")
+    batch: Count = Field(description="images of one network call; [ours], changes speed")
     view_prompts: bool = Field(description="append front, side, back or overhead view to the prompt (App. C)")
     shard_poses: Count = Field(description="poses of one file, the unit of resuming; [ours]")
 
@@ -199,7 +211,7 @@ class Stage1Settings(_Adversarial):
 class Stage2Settings(_Adversarial):
     """Stage 2: the 3D upsampler, tied to the detached 2D branch by Eq. 10 (Sec. 3.2)."""
 
-    branch_3d: bool = Field(description="false goes on with the 2D branch alone (ablation)")
+    branch_3d: bool = Field(description="false goes on with the 2D branch alone; an ablation of Sec. 3.2")
     lr_upsampler: Rate = Field(description="Adam's learning rate of the 3D upsampler; [ours]")
     lr_patch: Rate = Field(description="Adam's learning rate of the patch discriminator; [ours]")
     plane_upsampling: int = Field(ge=1, le=4, description="side of stage-2 over stage-1 planes; 2 in App. C")
@@ -219,7 +231,7 @@ class OrbitSettings(Section):
     frames: Count = Field(description="frames of 360 deg; 120 in Sec. 4")
     seeds: Count = Field(description="latents z; [ours], the paper scores one object each")
     fps: Count = Field(description="frame rate of the video [1/s]; [ours]")
-    batch: Count = Field(description="views rendered at once; changes memory, not images")
+    batch: Count = Field(description="views rendered at once; [ours], changes memory, not images")
     coarse_samples: int = Field(ge=2, description="stratified samples of a ray, without jitter; [ours]")
     fine_samples: int = Field(ge=0, description="importance samples of a ray, without jitter; [ours]")
     truncation: Fraction = Field(description="pull of w to its mean, 1 for none; [ours]")
@@ -236,12 +248,14 @@ class ScorerSettings(Section):
 class EvaluateSettings(Section):
     """CLIP image and text scores (Sec. 4, Table 1)."""
 
-    scorers: dict[str, ScorerSettings] = Field(min_length=1, description="scorers by the name the table shows")
-    batch: Count = Field(description="images of one network call")
+    scorers: dict[str, ScorerSettings] = Field(
+        min_length=1, description="scorers by the name the table shows; CLIP ViT-L/14 and ViT-B/32 in Sec. 4"
+    )
+    batch: Count = Field(description="images of one network call; [ours], changes speed")
     controls: bool = Field(description="also score what should win or fail: truth, copies, another object; [ours]")
 
 
 class ReportSettings(Section):
     """What the tables and figures show."""
 
-    rows: dict[str, Name] = Field(min_length=1, description="Table 1's rows of ours: name to evaluation entry")
+    rows: dict[str, Name] = Field(min_length=1, description="Table 1's rows of ours: name to evaluation entry; [ours]")

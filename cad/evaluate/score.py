@@ -31,8 +31,8 @@ def evaluate_orbit(
     out: Path,
     context: Context,
 ) -> None:
-    """Score an orbit and its controls; write metrics.json (means, std over seeds) and frames.csv (every
-    frame), and in toyworld truth.png, the true orbit as a strip.
+    """Score an orbit and its controls; write metrics.json (means, std over seeds) and views/frames.csv (every
+    frame), and in toyworld views/truth.png, the true orbit as a strip.
 
     Raises UserError for an orbit or an input that is broken, and for a scorer whose weights are missing.
     """
@@ -50,9 +50,10 @@ def evaluate_orbit(
     if source.toyworld is not None:
         true = rows.get("truth") or controls.true_row(source, camera, orbit.poses, orbit.resolution)
         add_truth(table, rows, true, orbit.poses)
-        write_image(out / "truth.png", np.concatenate(list(true.images[0]), axis=1))  # a strip, for the overview figure
+        strip = np.concatenate(list(true.images[0]), axis=1)  # for the overview figure
+        write_image(out / "views" / "truth.png", strip)
     table = table.round(DECIMALS)
-    write_atomic(out / "frames.csv", table.to_csv(index=False, lineterminator="\n").encode())
+    write_atomic(out / "views" / "frames.csv", table.to_csv(index=False, lineterminator="\n").encode())
     metrics: dict[str, Any] = {
         "schema": 1,
         "object": context.object,

@@ -64,7 +64,7 @@ def overview_png(folders: RunFolders) -> bytes:
     reference = InputArtifact.open(folders.input)
     decisions = read_parquet(folders.prune / "decisions.parquet", *DECISION)
     upper_heads, upper = pose_strips(PriorCache.open(folders.prior), decisions, PriorCache.open(folders.refine))
-    lower_heads, lower = orbit_strips(Orbit.open(folders.orbit), folders.evaluate / "truth.png")
+    lower_heads, lower = orbit_strips(Orbit.open(folders.orbit), folders.evaluate / "views" / "truth.png")
     about_prior = f"{int(decisions['kept'].sum())} of {len(decisions)} kept"
     # A private rc context: matplotlib's state is global, and whatever ran before must not show in the bytes.
     with matplotlib.rc_context(STYLE):

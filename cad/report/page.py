@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pandas
 from rich.console import Console
 from rich.text import Text
 
-from cad.artifacts import digest, read_json, write_atomic
+from cad.artifacts import digest, read_image, read_json, write_atomic
 from cad.config import Params
 from cad.errors import UserError
 from cad.report.overview import RunFolders, draw_overview, overview_png
@@ -23,6 +24,7 @@ from cad.report.table1 import (
     table_files,
     write_table1,
 )
+from cad.tracking import open_tracker
 
 
 def run_folders(params: Params, runs: Path, entry: str) -> RunFolders:
@@ -73,6 +75,18 @@ def write_report(params: Params, runs: Path, reports: Path) -> None:
     parts += ["## Where each number comes from\n", provenance(params, runs, reports, files)]
     for name, content in (table_files(table) | figures | {"index.md": "\n".join(parts).encode()}).items():
         write_atomic(reports / name, content)
+
+
+def track_report(params: Params, runs: Path, reports: Path) -> None:
+    """Log the written report to W&B: Table 1 as a table, every overview figure, and the folder as an artifact."""
+    files = metrics_files(params, runs)
+    inputs = {name: digest(path) for name, path in files.items()}
+    with open_tracker(params.tracking, "report", "report", params.report.model_dump(), inputs) as tracker:
+        tracker.table("report/table1", pandas.read_csv(reports / "table1.csv"))
+        for entry in dict.fromkeys(params.report.rows.values()):
+            name = overview_name(params, entry)
+            tracker.image(f"report/{Path(name).stem}", read_image(reports / name), step=0)
+        tracker.artifact("report", reports, "report")
 
 
 def entry_section(params: Params, runs: Path, entry: str) -> str:
@@ -167,7 +181,7 @@ def provenance(params: Params, runs: Path, reports: Path, files: dict[str, Path]
     for name, path in files.items():
         folders = run_folders(params, runs, params.report.rows[name])
         named.setdefault(path, f"Scores of {name}, ceiling and controls")
-        named.setdefault(path.with_name("frames.csv"), f"Scores of {name}, frame by frame")
+        named.setdefault(path.parent / "views" / "frames.csv", f"Scores of {name}, frame by frame")
         named.setdefault(folders.orbit / "cameras.json", "Orbit")
         named.setdefault(folders.prune / "summary.json", "Pruning")
         named.setdefault(folders.input / "input.json", "Input")

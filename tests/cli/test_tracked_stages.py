@@ -88,3 +88,12 @@ def test_decisions_are_tracked_beside_the_samples(tracked: Any, cad: Any) -> Non
     assert [row["kept"] for row in rows] == decisions["kept"].tolist()
     assert [row["reason"] for row in rows] == decisions["reason"].tolist()
     assert read_image(Path(places[rows[0]["samples"]["path"]])).shape == (32, 64, 3)  # both samples side by side
+
+
+def test_a_refused_input_is_one_line_and_a_failed_run(tracked: Any, cad: Any) -> None:
+    (tracked / "data/objects/robot/prompt.txt").write_text("")
+    ended = cad("input", "robot")
+    assert ended.code == 2
+    assert len(ended.err) == 1
+    assert not (tracked / "runs").exists()
+    assert offline_run(tracked)[1]["exit_code"] == 1

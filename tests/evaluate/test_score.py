@@ -27,7 +27,7 @@ def orbit_dir(orbit_settings, camera, stage2_dir, input_dir, tmp_path, context):
 
 def evaluated(settings, camera, source, input_dir, orbit_dir, stage2_dir, out, context):
     evaluate_orbit(settings, camera, source, input_dir, orbit_dir, stage2_dir, out, context)
-    return json.loads((out / "metrics.json").read_text()), pd.read_csv(out / "frames.csv")
+    return json.loads((out / "metrics.json").read_text()), pd.read_csv(out / "views" / "frames.csv")
 
 
 def test_every_row_is_scored(settings, camera, source, input_dir, orbit_dir, stage2_dir, tmp_path, context):
@@ -48,7 +48,7 @@ def test_every_row_is_scored(settings, camera, source, input_dir, orbit_dir, sta
     first = frames[(frames["row"] == "truth") & (frames["frame"] == 0)].iloc[0]
     assert first[f"image: {NAME}"] == pytest.approx(100, abs=1e-3)
     assert first["azimuth_deg"] == pytest.approx(180)
-    strip = read_image(tmp_path / "e/truth.png")
+    strip = read_image(tmp_path / "e/views/truth.png")
     np.testing.assert_array_equal(strip[:, :16], read_image(input_dir / "image.png"))
     assert strip.shape == (16, 6 * 16, 3)
 
@@ -65,7 +65,7 @@ def test_a_photograph_has_no_truth(settings, camera, source, input_dir, orbit_di
     assert set(metrics["scorers"][NAME]["rows"]) == {"3d", "2d", "copied", "untrained"}
     assert "truth" not in metrics
     assert "silhouette_iou" not in frames
-    assert not (tmp_path / "e/truth.png").exists()
+    assert not (tmp_path / "e/views/truth.png").exists()
 
 
 def test_without_controls_only_ours(settings, camera, source, input_dir, orbit_dir, stage2_dir, tmp_path, context):

@@ -102,9 +102,10 @@ def write_run(root: Path) -> RunFolders:
                 alpha = np.where(color.min(-1) < 250, 255, 0).astype(np.uint8)
                 orbit.write(branch, seed, k, color, alpha, np.full((SIDE, SIDE), 2.0))
     orbit.finish()
-    write_image(folders.evaluate / "truth.png", np.concatenate([picture(a, 10) for a in circle.azimuth.tolist()], 1))
+    strip = np.concatenate([picture(a, 10) for a in circle.azimuth.tolist()], 1)
+    write_image(folders.evaluate / "views" / "truth.png", strip)
     write_json(folders.evaluate / "metrics.json", metrics("ab" * 32, 75.0))
-    (folders.evaluate / "frames.csv").write_text("row,seed\n")
+    (folders.evaluate / "views" / "frames.csv").write_text("row,seed\n")
     return folders
 
 

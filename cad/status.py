@@ -1,19 +1,15 @@
 """How far every stage of every entry is, read from the files that stages leave; imports no torch and changes nothing.
 
-"done" says that a stage's folder is there and whole, not that it belongs to the present settings: that is for
-`dvc status` to say.
+"done" says that a stage's folder is there and whole, and that `dvc.lock` knows it by the present settings; whether
+code or the user's files have changed since is for `dvc status` to say.
 """
 
-import fcntl
-import hashlib
-import json
 import math
 import os
-import re
 import subprocess
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +18,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cad.artifacts import digest, read_json
+from cad.artifacts import read_json
 from cad.artifacts.workspace import WORK
 from cad.config import TABLES, Params
 from cad.errors import UserError
+from cad.outdated import LOCK, read_lock, why_outdated
 from cad.progress import duration
-from cad.stages import LINEAGE, STAGES, _model_digests, _source_digests, run_folder
+from cad.stages import LINEAGE, run_folder
+from cad.unfinished import DAMAGE, Work, entries, mtime, one_line, work_folders, work_of
 
-DONE, RUNNING, INTERRUPTED, MISSING, BROKEN = "done", "running", "interrupted", "missing", "broken"
-COLORS = {DONE: "green", RUNNING: "cyan", INTERRUPTED: "yellow", MISSING: "dim", BROKEN: "red"}
+DONE, RUNNING, INTERRUPTED, FAILED, OUTDATED = "done", "running", "interrupted", "failed", "outdated"
+MISSING, BROKEN = "missing", "broken"
+COLORS = {DONE: "green", RUNNING: "cyan", INTERRUPTED: "yellow", FAILED: "red", OUTDATED: "yellow"}
+COLORS |= {MISSING: "dim", BROKEN: "red"}
+IN_WORK = {RUNNING, INTERRUPTED, FAILED}  # states that are read from `.work`
 PREVIEWS = ("preview.png", "contact.png", "image.png")  # what a stage writes for the eye, directly in its folder
 IN_GIT = "metrics.json"  # Git keeps it, so a fresh clone has it without the rest of its folder
 ORBIT_BRANCHES = 2
-MAX_DIGEST_BYTES = 2**29  # [ours] what is read at most to find out whose a nameless work folder is: a second or two
-DAMAGE = (UserError, OSError, TypeError, ValueError, LookupError)  # what reading a damaged file can end in
-
-
-@dataclass(frozen=True)
-class Work:
-    """A folder in `.work`: whose it is (None: its lock says nothing), whether a process holds it, and since when."""
-
-    folder: Path
-    out: Path | None
-    held: bool
-    since: float
 
 
 @dataclass(frozen=True)
@@ -76,7 +65,7 @@ class Row:
     progress: Progress | None
     seconds_left: float | None
     preview: Path | None
-    fault: str  # why it is broken, or what in it cannot be read
+    fault: str  # why it failed, is broken or outdated, or what in it cannot be read; "" if outdated like its upstream
 
 
 def survey(params: Params) -> tuple[list[Row], list[Path]]:
@@ -84,24 +73,33 @@ def survey(params: Params) -> tuple[list[Row], list[Path]]:
     keys = [(params.object_of(s, e), e, s) for s, (table, _) in TABLES.items() for e in getattr(params, table)]
     order = list(params.objects)
     keys.sort(key=lambda key: (order.index(key[0]), key[1] != key[0], key[1], list(TABLES).index(key[2])))
-    works = work_folders(WORK)
-    nameless = {work.folder.name: work for work in works if work.out is None}
-    owned: dict[Path, Work] = {}
-    for work in sorted(works, key=lambda work: (work.held, work.since)):  # the last one wins: held, else the newest
-        if work.out is not None:
-            owned[work.out] = work
-    for _, entry, stage in keys if nameless else []:
-        out = run_folder(stage, entry)
-        if out not in owned and (found := nameless.get(work_name(params, stage, entry) or "")):
-            owned[out] = found
-    rows = [_row(params, *key, owned.get(run_folder(key[2], key[1]))) for key in keys]
-    busy = {RUNNING, INTERRUPTED}
-    used = {owned[run_folder(row.stage, row.entry)].folder for row in rows if row.state in busy}
-    return rows, [work.folder for work in works if work.folder not in used]
+    works = sorted(work_folders(WORK), key=lambda work: (work.held, work.since))
+    owned = {run_folder(stage, entry): work_of(params, stage, entry, works) for _, entry, stage in keys}
+    rows = [_row(params, *key, owned[run_folder(key[2], key[1])]) for key in keys]
+    used = {work.folder for row in rows if row.state in IN_WORK and (work := owned[run_folder(row.stage, row.entry)])}
+    others = sorted(work.folder for work in works if work.folder not in used and work.folder.is_dir())
+    return _compared(params, rows, read_lock(LOCK)), others
+
+
+def _compared(params: Params, rows: list[Row], lock: dict[str, Any]) -> list[Row]:
+    """The rows, where what is done is outdated if its settings have changed or its upstream is being or must be redone.
+
+    What lies below a missing stage stays done: its folder may have come alone, by `dvc pull`.
+    """
+    found = {(row.stage, row.entry): row for row in rows}
+    for stage in TABLES:  # upstream first
+        for key in [key for key in found if key[0] == stage and found[key].state == DONE]:
+            link, upstream = TABLES[stage][1], params.resolve(*key)[1]
+            above = found.get((link, upstream))
+            if fault := why_outdated(params, *key, lock):
+                found[key] = replace(found[key], state=OUTDATED, fault=fault)
+            elif above is not None and above.state in {OUTDATED, *IN_WORK}:
+                found[key] = replace(found[key], state=OUTDATED)
+    return [found[row.stage, row.entry] for row in rows]
 
 
 def show_status(params: Params, console: Console) -> None:
-    """Print the survey as a table, then what is broken, each object's newest preview, and what belongs to nothing."""
+    """Print the survey as a table, then what is wrong, each entry's newest preview, and what belongs to nothing."""
     rows, others = survey(params)
     grid = Table("object", "entry", "stage", "state", "progress", "left (estimate)", box=SIMPLE_HEAD)
     for above, row in zip([None, *rows], rows, strict=False):
@@ -113,90 +111,48 @@ def show_status(params: Params, console: Console) -> None:
         names = [Text(row.subject), Text(row.entry)] if new else ["", ""]
         grid.add_row(*names, row.stage, Text(row.state, COLORS[row.state]), done, left)
     console.print(grid)
-    lines = [f"broken: {row.fault}" for row in rows if row.fault]
-    for subject in dict.fromkeys(row.subject for row in rows):
-        if previews := [row.preview for row in rows if row.subject == subject and row.preview]:
-            lines.append(f"newest preview of {subject}: {max(previews, key=_mtime)}")
+    lines = []
+    for row in rows:
+        if row.fault and row.state in (FAILED, OUTDATED):
+            lines.append(f"{row.state}: {row.entry} {row.stage}: {row.fault}")
+        elif row.fault:
+            lines.append(f"broken: {row.fault}")
+    for entry in dict.fromkeys(row.entry for row in rows):
+        if previews := [row.preview for row in rows if row.entry == entry and row.preview]:
+            lines.append(f"newest preview of {entry}: {max(previews, key=mtime)}")
     if others:
         lines.append(f"of other settings, removed by `make clean`: {', '.join(map(str, others))}")
     for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def work_folders(root: Path) -> list[Work]:
-    """What `cad.artifacts.workspace` left in `root`: folders with a lock (held or stale), and folders without one."""
-    found = []
-    for folder in sorted(_entries(root)):
-        if not re.fullmatch(r"[0-9a-f]{16}", folder.name) or not folder.is_dir():
-            continue
-        lock = folder.with_name(folder.name + ".lock")
-        held, text = _lock_state(lock)
-        name = re.fullmatch(r"process \d+ \(for (.+)\)", text.strip())
-        since = _mtime(lock) if held else _mtime(folder)
-        found.append(Work(folder, Path(name[1]) if name else None, held, since))
-    return found
-
-
-def _mtime(path: Path) -> float:
-    """When a file was written [s since 1970]; 0 if it is gone, for stages go on while they are looked at."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError:
-        return []
-
-
-def _lock_state(lock: Path) -> tuple[bool, str]:
-    """Whether a process holds the lock, and what it wrote into it."""
-    try:
-        with lock.open() as file:
-            text = file.read()
-            try:
-                # Shared, and given back at once by closing: the kernel is the only one who knows whether it is held.
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True, text
-            return False, text
-    except (OSError, UnicodeDecodeError):
-        return False, ""
-
-
 def _row(params: Params, subject: str, entry: str, stage: str, work: Work | None) -> Row:
     folder, fault = run_folder(stage, entry), ""
     state = MISSING
-    if set(path.name for path in _entries(folder)) - {IN_GIT}:
+    if set(path.name for path in entries(folder)) - {IN_GIT}:
         state = DONE
         try:
             if read_json(folder / LINEAGE, "schema", "inputs", "stage")["stage"] != stage:
                 raise UserError(f"{folder / LINEAGE}: is of another stage; run the stage again")
         except DAMAGE as error:
-            state, fault = BROKEN, _line(error)
-    if work is not None and (work.held or state != DONE or work.since > _mtime(folder / LINEAGE)):
-        state, folder = RUNNING if work.held else INTERRUPTED, work.folder
+            state, fault = BROKEN, one_line(error)
+    if work is not None and (work.held or state != DONE or work.since > mtime(folder / LINEAGE)):
+        state, folder = RUNNING if work.held else FAILED if work.error else INTERRUPTED, work.folder
+        fault = work.error if state == FAILED else ""
     progress = left = None
     if state != MISSING:
         try:
             progress = _progress(params, entry, stage, folder, state, work.since if work else 0.0)
         except DAMAGE as error:
-            state, fault = BROKEN if state == DONE else state, fault or _line(error)
+            state, fault = BROKEN if state == DONE else state, fault or one_line(error)
     if progress and work and state == RUNNING:
         left = progress.seconds_left(work.since, time.time())
     return Row(subject, entry, stage, state, progress, left, _newest([folder, run_folder(stage, entry)]), fault)
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(f"{error}".split()) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-
-
 def _newest(folders: Iterable[Path]) -> Path | None:
     paths = [path for folder in folders for name in PREVIEWS if (path := folder / name).is_file()]
-    return max(paths, key=_mtime, default=None)
+    return max(paths, key=mtime, default=None)
 
 
 def _progress(params: Params, entry: str, stage: str, folder: Path, state: str, since: float) -> Progress | None:
@@ -236,11 +192,11 @@ def _images(folder: Path, total: float, since: float) -> Progress | None:
     done = float(read_json(path, "images")["images"]) / 1000
     # What a resumed process has made itself is unknown: the checkpoint it started from has been replaced.
     started_here = (born := _birth(folder)) is not None and born > since - 1
-    return Progress(done, total, "kimg", done if started_here else None, _mtime(path))
+    return Progress(done, total, "kimg", done if started_here else None, mtime(path))
 
 
 def _files(paths: list[Path], total: int, unit: str, since: float) -> Progress:
-    times = [_mtime(path) for path in paths]
+    times = [mtime(path) for path in paths]
     return Progress(len(paths), total, unit, sum(each > since for each in times), max(times, default=0.0))
 
 
@@ -253,46 +209,3 @@ def _birth(path: Path) -> float | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return float(text) if text.strip().isdigit() and int(text) > 0 else None
-
-
-def work_name(params: Params, stage: str, entry: str) -> str | None:
-    """Name in `.work` of what `cad.stages.run_stage` would work in now (tests/test_status.py holds the two together).
-
-    None if an upstream folder is missing or damaged, or if finding out would mean to read more than MAX_DIGEST_BYTES.
-    """
-    described = STAGES[stage]
-    settings, _ = params.resolve(stage, entry)
-    above = params.ancestors(stage, entry)
-    source = params.objects[above["object"]]
-    folders = {upstream: run_folder(upstream, above[upstream]) for upstream in described.reads}
-    weights = [Path(getattr(params.models, field)) for field in described.models]
-    weights += [Path(scorer.model) for scorer in getattr(settings, "scorers", {}).values()]
-    try:
-        if sum(map(_size, [*folders.values(), *weights])) > MAX_DIGEST_BYTES:
-            return None
-        inputs = {upstream: digest(folder) for upstream, folder in folders.items()}
-        inputs |= {} if described.reads else _source_digests(source)
-        models = _model_digests(described, params, settings)
-    except (UserError, OSError):
-        return None
-    networks = {section: params.resolve(section, entry)[0].model_dump() for section in described.networks}
-    identity: dict[str, Any] = {
-        "stage": stage,
-        "object": above["object"],
-        "seed": params.seed,
-        "runtime": params.runtime.model_dump(),
-        "camera": params.camera.model_dump(),
-        "settings": settings.model_dump(),
-        "networks": networks,
-        "source": source.model_dump() if described.source else None,
-        "models": models,
-        "inputs": inputs,
-    }
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _size(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

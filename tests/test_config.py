@@ -2,8 +2,10 @@
 
 import copy
 import re
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -11,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from cad.config import Params, load
+from cad.config.sections import Family
 from cad.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -104,9 +107,10 @@ def test_every_setting_says_what_it_is_and_where_from_and_has_no_default() -> No
         ("prior.eta", None, "prior.eta: is missing"),
         ("objects.robot.reference_polar_deg", 190, "objects.robot.reference_polar_deg: input should be less than 180"),
         ("objects.robot.toyworld.sead", 1, "objects.robot.toyworld.sead: unknown key"),
+        ("objects.robot.toyworld.family", "rocket", "objects.robot.toyworld.family: input should be 'robot', 'car'"),
         ("camera.half_side", 1.5, "camera: the camera stands inside the volume box"),
         ("generator.plane_resolution", 33, "generator: plane_resolution must be a power of two, not 33"),
-        ("generator.output_resolution", 128, "generator.output_resolution: is 128, but the samples of stage1s.robot"),
+        ("generator.output_resolution", 128, "generator.output_resolution: is 128, but the samples of stage1s."),
         ("stage1.batch", 6, "discriminator.mbstd_group: 4 does not divide stage1.batch = 6"),
         ("priors.robot.input", "robbot", "priors.robot.input: there is no input 'robbot'; did you mean robot?"),
         ("priors.robot-few", {"input": "robot", "steps": 0}, "priors.robot-few.steps: input should be greater"),
@@ -117,7 +121,7 @@ def test_every_setting_says_what_it_is_and_where_from_and_has_no_default() -> No
             {"refine": "robot", "generator": {"z_dim": 0}},
             "stage1s.robot.generator.z_dim: input should",
         ),
-        ("report.rows", {"ours": "car"}, "report.rows.ours: there is no evaluation 'car'"),
+        ("report.rows", {"ours": "boat"}, "report.rows.ours: there is no evaluation 'boat'"),
     ],
 )
 def test_faults_are_one_line_with_the_full_path(tmp_path: Path, path: str, value: Any, said: str) -> None:
@@ -149,6 +153,14 @@ def test_broken_files_are_named(tmp_path: Path, text: str, said: str) -> None:
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"params\.yaml: does not exist"):
         load(tmp_path / "params.yaml")
+
+
+def test_the_families_are_those_of_the_toyworld_and_are_checked_without_it() -> None:
+    from cad.toyworld.families import FAMILIES
+
+    assert list(get_args(Family)) == list(FAMILIES)
+    code = "import sys, cad.config; sys.exit(bool({'torch', 'numba', 'numpy', 'cad.toyworld'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_scientific_notation_is_a_number_as_in_dvc(tmp_path: Path) -> None:

@@ -1,188 +1,145 @@
-"""SIGKILLs at seeded moments, across the stages of the smoke profile: a resumed stage ends with the same bits.
+"""SIGKILLs at seeded places across the stages of the smoke profile: each resumed stage ends with the same bits.
 
-All stages run once undisturbed. Then, kill by kill, a stage's output is removed (as DVC removes it), the stage is
-started again, killed with its whole process group, and run to its end; its folder must have the first run's digest.
-Every second kill waits for a half-written file (`*.tmp`, `*.next`) of a checkpoint, shard or frame in the stage's work
-folder and strikes while it is there; the others strike at a drawn moment of the stage's own work (after the imports).
-Which stage is killed how, and the drawn moments, come from a seed; the operating system's timing does not, so a
-strike at a file can come too late: it counts as one inside a write only if the file is still there afterwards.
-
-Eight kills are made by default, to stay below five minutes on two idle cores (five to six were measured beside another
-run); `CAD_KILLS=20` makes as many as issue 3 asks for. `pytest -rP` shows where each one struck; that at least one met
-a half-written file is asserted, that all that aimed at one did is not.
+One clone has run undisturbed. In the other, kill by kill, a stage's output is removed (as DVC removes it), the stage is
+started, killed with its whole process group (`benchmarks/kills.py` says how), and run to its end; its folder must then
+be the undisturbed clone's. Twenty kills, half of them inside a write; `CAD_KILLS` makes another number. `pytest -rP`
+shows where each one struck.
 """
 
-import itertools
 import os
 import random
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from cad.artifacts import digest
+from cad.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
-STAGES = ("input", "prior", "prune", "refine", "stage1", "stage2", "orbit", "evaluate")
-KILLS = int(os.environ.get("CAD_KILLS", "8"))
-# Stages that write on their way, and all stages; in this order the first eight kills meet seven of the eight.
-INSIDE_WRITES = ("stage1", "stage2", "prior", "refine", "orbit")
-AT_MOMENTS = ("evaluate", "orbit", "prune", "stage1", "input", "stage2", "prior", "refine")
+KILLS = int(os.environ.get("CAD_KILLS", "20"))
 ENTRY = "robot"
+# About this share of a smoke stage's time in the clones, which ran side by side, is its own work when it runs alone;
+# the rest is DVC's and the imports'. A kill that comes too late for that costs a run of the stage.
+WORKING = 0.35
 
 
-@dataclass(frozen=True)
-class Project:
-    """A folder with the smoke profile's settings and the data, all stages run; digests and seconds of work of each."""
-
-    folder: Path
-    digests: dict[str, str]
-    seconds: dict[str, float]
-
-    def out(self, stage: str) -> Path:
-        return self.folder / "runs" / ENTRY / stage
+def command(stage: str) -> tuple[str, ...]:
+    """A stage's command, as dvc.yaml has it."""
+    text = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["do"]["cmd"]
+    return tuple(shlex.split(text.replace("${key}", ENTRY)))
 
 
-def start(folder: Path, stage: str) -> subprocess.Popen[bytes]:
-    """Start a stage's command, as dvc.yaml has it, in a process group of its own; its output goes to log.txt."""
-    command = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["do"]["cmd"].replace("${key}", ENTRY)
-    program, *arguments = shlex.split(command)
-    env = os.environ | {"PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": "0"}
-    with (folder / "log.txt").open("wb") as log:
-        return subprocess.Popen(
-            [str(BIN / program), *arguments], cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True
-        )
+def test_the_plan_is_half_writes_meets_every_stage_and_is_the_seed_s(killing: ModuleType) -> None:
+    aims = killing.plan(20, random.Random(0))
+    moments = [aim for aim in aims if aim.how == killing.MOMENT]
+    assert (len(aims), len(moments)) == (20, 10)
+    assert {aim.stage for aim in moments} == set(killing.STAGES) == set(STAGES)
+    assert Counter(aim.stage for aim in aims if aim.how != killing.MOMENT) == {
+        "stage1": 3, "prior": 3, "stage2": 2, "refine": 2
+    }  # fmt: skip
+    assert {aim.how for aim in aims} == {killing.INSIDE, killing.RENAME, killing.MOMENT}
+    assert aims == killing.plan(20, random.Random(0)) != killing.plan(20, random.Random(1))
 
 
-def finish(folder: Path, stage: str) -> float:
-    """Run a stage to its end; returns the seconds from its first sign in .work/ on."""
-    process = start(folder, stage)
-    wait_for_work(folder, process)
-    begun = time.monotonic()
-    assert process.wait() == 0, f"{stage}:\n{(folder / 'log.txt').read_text()}"
-    return time.monotonic() - begun
+SIZE = 100_000
+PROGRAM = """#!{python}
+import time
+from pathlib import Path
+from cad.artifacts.files import write_atomic
+from cad.artifacts.workspace import workspace
+with workspace(Path("runs/robot/stage1"), {{"stage": "stage1"}}) as work:
+    for step in b"abc":
+        write_atomic(work / "model.safetensors", bytes([step]) * {size})
+        time.sleep(0.1)
+time.sleep({rest})
+"""
 
 
-def work(folder: Path) -> list[Path]:
-    """The work folders that are there now."""
-    return [path for path in (folder / ".work").glob("*") if path.is_dir()]
+def program(folder: Path, rest: float) -> tuple[str, ...]:
+    """A command called `cad` that writes three files as checkpoints are written, and then rests [s]."""
+    (folder / "bin").mkdir()
+    path = folder / "bin/cad"
+    path.write_text(PROGRAM.format(python=sys.executable, size=SIZE, rest=rest))
+    path.chmod(0o755)
+    return (str(path),)
 
 
-def wait_for_work(folder: Path, process: subprocess.Popen[bytes]) -> None:
-    """Return when a work folder appears, or the process has ended."""
-    while not work(folder) and process.poll() is None:
-        time.sleep(0.005)
+@pytest.mark.parametrize("how", ["INSIDE", "RENAME"])
+def test_a_kill_inside_a_write_strikes_there(killing: ModuleType, tmp_path: Path, how: str) -> None:
+    aim = killing.Aim("stage1", getattr(killing, how), 0.0)
+    assert killing.kill(tmp_path, program(tmp_path, 0), aim, 1.0) is not None
+    (work,) = killing.works(tmp_path)
+    assert killing.partial_names(tmp_path) == ["model.safetensors.tmp"]
+    assert (work / "model.safetensors.tmp").stat().st_size == (SIZE // 2 if how == "INSIDE" else SIZE)
+    subprocess.run([tmp_path / "bin/cad"], cwd=tmp_path, check=True)
+    assert (tmp_path / "runs/robot/stage1/model.safetensors").read_bytes() == b"c" * SIZE
+    assert not (tmp_path / ".work").exists()
 
 
-def partial_names(folder: Path) -> list[str]:
-    """Names of half-written files, checkpoints that are not in their place yet included."""
-    found = [name for path in work(folder) for _, _, names in os.walk(path) for name in names]
-    return sorted(name for name in found if name.endswith((".tmp", ".next")))
+def test_a_kill_at_a_moment_strikes_and_one_that_comes_too_late_says_so(killing: ModuleType, tmp_path: Path) -> None:
+    run = program(tmp_path, 20)
+    assert killing.kill(tmp_path, run, killing.Aim("stage1", killing.MOMENT, 0.5), 0.2) is not None
+    (tmp_path / "bin/cad").write_text((tmp_path / "bin/cad").read_text().replace("sleep(20)", "sleep(0)"))
+    assert killing.kill(tmp_path, run, killing.Aim("stage1", killing.MOMENT, 1.0), 60.0) is None
+    (tmp_path / "bin/cad").write_text(f"#!{sys.executable}\nraise SystemExit('bad')")
+    with pytest.raises(RuntimeError, match="bad"):
+        killing.kill(tmp_path, run, killing.Aim("stage1", killing.MOMENT, 1.0), 60.0)
 
 
-def strike(process: subprocess.Popen[bytes], is_time: Callable[[], bool], pause: float) -> bool:
-    """Kill the process group as soon as it is time; False if the process ended by itself before."""
-    while not is_time():
-        if process.poll() is not None:
-            return False
-        time.sleep(pause)
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    return process.wait() == -signal.SIGKILL
+def test_several_kills_of_one_stage_share_its_time_and_its_entries(
+    killing: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed, finished = [], []
+    monkeypatch.setattr(killing, "kill_until_struck", lambda *args: killed.append(args) or "between writes")
+    monkeypatch.setattr(killing, "call", lambda folder, *command: finished.append(command[-1]))
+    names = ["prior@robot", "prior@car", "stage1@robot"]
+    aims = [killing.Aim("prior", killing.MOMENT, 0.6)] * 3 + [killing.Aim("stage1", killing.INSIDE, 0.6)]
+    seconds = {"prior@robot": 10.0, "prior@car": 20.0, "stage1@robot": 30.0}
+    struck = list(killing.disturbed(tmp_path, names, aims, seconds))
+    assert finished == names
+    assert [aim.stage for aim, _ in struck] == ["prior@robot"] * 2 + ["prior@car", "stage1@robot"]
+    assert [(args[1][-1], args[2].share, args[3]) for args in killed] == [
+        *[("prior@robot", 0.3, 10.0)] * 2,
+        ("prior@car", 0.6, 20.0),
+        ("stage1@robot", 0.6, 30.0),
+    ]
 
 
-def at_write(folder: Path, passed: int) -> Callable[[], bool]:
-    """True when a half-written file is there, after letting `passed` others go by."""
-    watched = [str(path) for path in work(folder)]  # once, and no Path later: the look has to be quick
-    seen: list[list[str]] = [[]]
-
-    def is_time() -> bool:
-        found = [name for path in watched for _, _, names in os.walk(path) for name in names]
-        partial = [name for name in found if name.endswith((".tmp", ".next"))]
-        if partial and partial != seen[-1]:
-            seen.append(partial)
-        return len(seen) > passed + 1
-
-    return is_time
-
-
-def at_moment(delay: float) -> Callable[[], bool]:
-    """True once `delay` seconds have gone by."""
-    due = time.monotonic() + delay
-    return lambda: time.monotonic() >= due
-
-
-def kill(project: Project, stage: str, inside_write: bool, draw: random.Random) -> str:
-    """Start a stage and kill it; returns where the kill struck. A stage that ended before is started again."""
-    passed, share = draw.choice((0, 1, 2)), draw.uniform(0.02, 0.95)
-    for attempt in itertools.count(1):
-        assert attempt <= 4, f"{stage} always ended before it could be killed"
-        shutil.rmtree(project.out(stage), ignore_errors=True)
-        process = start(project.folder, stage)
-        wait_for_work(project.folder, process)
-        if inside_write and attempt <= 2:  # no pause: a small file is half-written for less than a millisecond
-            struck = strike(process, at_write(project.folder, passed // attempt), pause=0.0)
-        else:
-            struck = strike(process, at_moment(share / attempt * project.seconds[stage]), pause=0.001)
-        if struck:
-            break
-    names = partial_names(project.folder)
-    return f"inside the write of {', '.join(names)}" if names else "between writes"
-
-
-def plan(count: int) -> Iterator[tuple[str, bool]]:
-    """Stage and whether to wait for a write, alternating."""
-    pairs = zip(itertools.cycle(INSIDE_WRITES), itertools.cycle(AT_MOMENTS), strict=False)
-    both = ((stage, writes) for pair in pairs for stage, writes in zip(pair, (True, False), strict=True))
-    return itertools.islice(both, count)
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The undisturbed run."""
-    folder = tmp_path_factory.mktemp("kill")
-    with initialize_config_dir(str(ROOT / "experiments"), version_base=None):
-        params = compose("config", overrides=["profile=smoke", "tracking.mode=disabled"])
-    (folder / "params.yaml").write_text(yaml.safe_dump(OmegaConf.to_container(params, resolve=True), sort_keys=False))
-    (folder / "data").symlink_to(ROOT / "data")
-    seconds = {stage: finish(folder, stage) for stage in STAGES}
-    digests = {stage: digest(folder / "runs" / ENTRY / stage) for stage in STAGES}
-    return Project(folder, digests, seconds)
-
-
-def test_the_plan_is_half_writes_and_meets_every_stage() -> None:
-    kills = list(plan(20))
-    assert sum(writes for _, writes in kills) == 10
-    assert {stage for stage, _ in kills} == set(STAGES)
-    assert len({stage for stage, _ in plan(8)}) == 7
+def test_the_table_counts_and_names_what_differs(killing: ModuleType) -> None:
+    struck = [
+        (killing.Aim("prior@robot", killing.MOMENT, 0.5), "between writes"),
+        (killing.Aim("stage1@robot", killing.INSIDE, 0.25), "inside the write of model.safetensors.next.tmp"),
+    ]
+    table = killing.markdown("mini", struck, ["stage1@robot"])
+    assert "2 SIGKILLs in one run of the profile `mini`, 1\nof them inside a write" in table
+    assert "differs in stage1@robot" in table
+    assert table.count("the same") == table.count("**differ**") == 1
+    assert "differ" not in killing.markdown("mini", struck, [])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_killed_stages_resume_to_the_same_bits(project: Project) -> None:
-    draw, struck = random.Random(0), []
-    for number, (stage, inside_write) in enumerate(plan(KILLS), start=1):
-        where = kill(project, stage, inside_write, draw)
-        aim = "write" if inside_write else "moment"
+def test_killed_stages_resume_to_the_same_bits(killing: ModuleType, clones: tuple[Path, Path]) -> None:
+    calm, folder = clones
+    digests = {stage: digest(calm / "runs" / ENTRY / stage) for stage in STAGES}
+    seconds, struck = killing.seconds_taken(calm), []
+    for number, aim in enumerate(killing.plan(KILLS, random.Random(0)), start=1):
+        out = folder / "runs" / ENTRY / aim.stage
+        shutil.rmtree(out)
+        run = command(aim.stage)
+        where = killing.kill_until_struck(folder, run, aim, WORKING * seconds[f"{aim.stage}@{ENTRY}"])
         struck.append(where)
-        print(f"{number:2d} {stage:8s} aimed at a {aim:6s} struck {where}")
-        out = project.out(stage)
+        print(f"{number:2d} {aim.stage:8s} aimed at {aim.how:15s} struck {where}")
         # Killed in its very last moments a stage may have moved its folder already: then it must be whole.
-        assert not out.exists() or digest(out) == project.digests[stage], f"kill {number}: {stage} left half a folder"
-        finish(project.folder, stage)
-        assert digest(out) == project.digests[stage], f"kill {number}: {stage} resumed to other bits ({where})"
-        assert not work(project.folder), "work in progress was moved, not left"
-    assert KILLS < 2 or any(where.startswith("inside") for where in struck), "no kill met a half-written file"
+        assert not out.exists() or digest(out) == digests[aim.stage], f"kill {number}: {aim.stage} left half a folder"
+        killing.call(folder, *run, WANDB_MODE="disabled")
+        assert digest(out) == digests[aim.stage], f"kill {number}: {aim.stage} resumed to other bits ({where})"
+        assert not killing.works(folder), "work in progress was moved, not left"
+    assert sum(where.startswith("inside") for where in struck) >= KILLS // 2

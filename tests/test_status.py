@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from rich.console import Console
 
 from cad import stages, status
 from cad.config import Params, load
-from cad.stages import STAGES, Stage
-from cad.status import BROKEN, DONE, INTERRUPTED, MISSING, RUNNING, Row, show_status, survey
+from cad.errors import UserError
+from cad.stages import STAGES, run_stage
+from cad.status import BROKEN, DONE, FAILED, INTERRUPTED, MISSING, OUTDATED, RUNNING, Row, show_status, survey
 
 ROOT = Path(__file__).parents[1]
 NAME = "0123456789abcdef"
@@ -33,6 +35,8 @@ def finish(stage: str, **files: str) -> Path:
     folder = Path("runs/robot") / stage
     folder.mkdir(parents=True)
     (folder / "lineage.json").write_text(json.dumps({"schema": 1, "stage": stage, "inputs": {}}))
+    if stage in ("prior", "refine"):
+        (folder / "cache.json").write_text(json.dumps({"shards": {}}))
     for name, text in files.items():
         (folder / name.replace("_", ".")).write_text(text)
     return folder
@@ -126,35 +130,163 @@ def test_a_stale_lock_is_interrupted_unless_the_stage_was_done_since(params: Par
     assert "make clean" in printed(params)
 
 
-@pytest.mark.parametrize("stage", ["input", "prior", "stage1", "evaluate"])
-def test_a_folder_without_a_lock_is_recognised_by_what_it_was_made_from(
-    params: Params, stage: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The name is the one `run_stage` gives: an exception inside a stage leaves its folder and removes its lock."""
-    described = STAGES[stage]
-    fields = {key: getattr(described, key) for key in ("reads", "models", "source", "networks")}
-    monkeypatch.setitem(stages.STAGES, stage, Stage("stand_in:function", **fields))
-    monkeypatch.setattr(stages, "fix_environment", lambda threads: None)
+@pytest.fixture
+def run(params: Params, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Run a stage of the robot's whose function writes a file, unless told not to, and raises the error it is given."""
 
-    def stop(found: Stage) -> object:
+    def run(stage: str, error: BaseException | None, writes: bool = True) -> None:
         def function(out: Path, **arguments: object) -> None:
-            (out / "half").write_text("")
-            raise KeyboardInterrupt
+            if writes:
+                (out / "half").write_text("")
+            if error:
+                raise error
 
-        return function
+        monkeypatch.setattr(stages, "_function", lambda found: function)
+        if error is None:
+            run_stage(stage, "robot", Path("params.yaml"))
+            return
+        with pytest.raises(type(error)):
+            run_stage(stage, "robot", Path("params.yaml"))
 
-    monkeypatch.setattr(stages, "_function", stop)
+    monkeypatch.setattr(stages, "fix_environment", lambda threads: None)
     monkeypatch.setattr("cad.context.prepare_device", lambda name, threads: None)
     for path in (params.objects["robot"].image, params.objects["robot"].prompt, params.models.zero123 + "/weights"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(path)
-    for upstream in described.reads:
+    return run
+
+
+def changed(old: str, new: str) -> Params:
+    """The settings after an edit of their file."""
+    file = Path("params.yaml")
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    return load(file)
+
+
+@pytest.mark.parametrize("stage", ["input", "prior", "stage1", "evaluate"])
+def test_a_folder_without_a_lock_is_recognised_by_what_it_was_made_from(
+    params: Params, stage: str, run: Callable[..., None]
+) -> None:
+    """An interrupt leaves a stage's folder and removes its lock."""
+    for upstream in STAGES[stage].reads:
         finish(upstream)
-    with pytest.raises(KeyboardInterrupt):
-        stages.run_stage(stage, "robot", Path("params.yaml"))
+    run(stage, KeyboardInterrupt())
     assert not list(Path(".work").glob("*.lock"))
     assert row(params, stage).state == INTERRUPTED
     assert [r.stage for r in survey(params)[0] if r.state == INTERRUPTED] == [stage]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("two\nlines"), "RuntimeError: two lines"),
+        (UserError("image.png: is\n odd; mend it"), "image.png: is odd; mend it"),
+        (AssertionError(), "AssertionError:"),
+        (ValueError("long " * 1000), "ValueError: long long"),
+    ],
+)
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_stage_whose_last_run_ended_in_an_error_has_failed_until_it_runs_again(
+    params: Params, run: Callable[..., None], error: Exception, said: str, writes: bool
+) -> None:
+    run("input", error, writes)
+    found = row(params, "input")
+    assert (found.state, found.fault.startswith(said), "\n" in found.fault) == (FAILED, True, False)
+    assert len(found.fault) <= 300
+    assert f"failed: robot input: {found.fault}" in printed(params)
+    assert survey(params)[1] == [], "it belongs to the present settings"
+    assert [each.state for each in survey(params)[0] if each.entry == "robot"].count(FAILED) == 1
+    run("input", KeyboardInterrupt(), writes)
+    assert row(params, "input").state == (INTERRUPTED if writes else MISSING)
+    run("input", error, writes)
+    run("input", None)
+    assert row(params, "input").state == DONE
+    assert not Path(".work").exists()
+
+
+def test_a_failure_of_other_settings_is_gone_with_them(params: Params, run: Callable[..., None]) -> None:
+    run("input", RuntimeError("too small"))
+    (folder,) = (path for path in Path(".work").iterdir() if path.is_dir())
+    other = changed("min_side: 32", "min_side: 33")
+    assert row(other, "input").state == MISSING
+    assert survey(other)[1] == [folder]
+    run("input", None)
+    assert row(other, "input").state == DONE
+    assert row(changed("min_side: 33", "min_side: 32"), "input").state == DONE, "by no record it is of other settings"
+    assert not list(Path(".work").glob("*.failed"))
+
+
+def test_a_damaged_note_is_no_reason_to_stop(params: Params, run: Callable[..., None]) -> None:
+    run("input", RuntimeError("first"))
+    (note,) = Path(".work").glob("*.failed")
+    note.write_text("{")
+    found = row(params, "input")
+    assert (found.state, "note cannot be read" in found.fault) == (FAILED, True)
+    run("input", None)
+    assert not note.exists()
+
+
+def record(stage: str, sections: dict[str, object], upstream: str = "", digests: tuple[str, str] = ("", "")) -> None:
+    """Write into dvc.lock what DVC would after a run of the robot's stage."""
+    file = Path("dvc.lock")
+    content = json.loads(file.read_text()) if file.exists() else {"schema": "2.0", "stages": {}}
+    content["stages"][f"{stage}@robot"] = {
+        "deps": [{"path": f"runs/robot/{upstream}", "md5": digests[0]}, {"path": "cad/camera.py", "md5": "0"}],
+        "params": {"params.yaml": sections},
+        "outs": [{"path": f"runs/robot/{stage}", "md5": digests[1]}],
+    }
+    file.write_text(json.dumps(content))  # JSON is YAML
+
+
+def test_changed_settings_make_a_finished_stage_and_what_lies_below_it_outdated(params: Params) -> None:
+    dump = params.model_dump()
+    for stage, upstream in (("input", ""), ("prior", "input"), ("prune", "prior")):
+        finish(stage)
+        record(stage, {stage: dump[stage], f"{stage}s.robot": dump[f"{stage}s"]["robot"]}, upstream)
+    finish("refine")  # DVC knows nothing of it
+    states = [DONE] * 4 + [MISSING] * 4
+    assert [each.state for each in survey(params)[0] if each.entry == "robot"] == states
+    steps = params.prior.steps
+    other = changed(f"  steps: {steps}\n  guidance: {params.prior.guidance}", "  steps: 99\n  guidance: 1")
+    assert [each.state for each in survey(other)[0] if each.entry == "robot"] == [DONE] + [OUTDATED] * 3 + [MISSING] * 4
+    was = f"prior.guidance was {params.prior.guidance}, is 1.0, prior.steps was {steps}, is 99"
+    assert row(other, "prior").fault == was
+    assert row(other, "refine").fault == "", "the reason stands at the prior"
+    assert f"outdated: robot prior: {was}\n" in printed(other)
+    assert [each.state for each in survey(params)[0] if each.entry == "robot"] == states, "and back"
+
+
+def test_an_overridden_entry_is_outdated_alone(params: Params) -> None:
+    finish("prior")
+    record("prior", {"prior": params.prior.model_dump(), "priors.robot": {"input": "robot", "samples": 1}})
+    assert row(params, "prior").fault == "priors.robot.samples is gone"
+
+
+def test_an_upstream_folder_made_again_makes_a_finished_stage_outdated(params: Params) -> None:
+    for stage in ("input", "prior"):
+        finish(stage)
+    record("input", {}, digests=("", "new"))
+    record("prior", {}, "input", digests=("old", ""))
+    assert row(params, "prior").fault == "runs/robot/input has been made again since"
+    record("prior", {}, "input", digests=("new", ""))
+    assert row(params, "prior").state == DONE
+
+
+def test_what_lies_below_a_running_stage_is_outdated_and_below_a_missing_one_is_not(params: Params) -> None:
+    finish("prune")
+    assert row(params, "prune").state == DONE, "it may have come alone, by `dvc pull`"
+    _, lock = work("runs/robot/prior")
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert (row(params, "prior").state, row(params, "prune").state) == (RUNNING, OUTDATED)
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", "stages: []", "stages: {prior@robot: 3}", "stages: {prior@robot: {}}"])
+def test_a_lock_file_that_says_nothing_is_none(params: Params, text: str) -> None:
+    finish("prior")
+    Path("dvc.lock").write_text(text)
+    assert row(params, "prior").state == DONE
 
 
 @pytest.mark.parametrize(

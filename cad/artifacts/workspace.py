@@ -1,7 +1,8 @@
 """Where a stage works until it is done: `.work/<digest of its identity>/`, resumed after a kill, moved out at last.
 
 DVC deletes a stage's outputs before it runs, so progress cannot lie there; and an identity of its own keeps two
-configurations from resuming each other's work.
+configurations from resuming each other's work. Beside the folder lie its lock (`.lock`, held while a process works
+there) and, when the last run ended in an error, what went wrong (`.failed`), which `cad status` shows.
 """
 
 import errno
@@ -10,15 +11,26 @@ import hashlib
 import json
 import os
 import shutil
+import textwrap
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cad.artifacts.files import PARTIAL, full_disk_named
+from cad.artifacts.files import PARTIAL, full_disk_named, read_json, write_json
 from cad.errors import UserError
 
 WORK = Path(".work")  # relative to the working directory, the repository's root; Git and DVC ignore it
+FAILED = ".failed"  # suffix of the note of an error, beside the work folder: what is moved out holds no trace of it
+LONGEST = 300  # characters of an error that are kept
+PATIENCE = 0.2  # seconds for which a held lock is tried again: whoever only looks holds it for a moment
+
+
+def work_folder(identity: dict[str, Any]) -> Path:
+    """Where the work of this identity lies: .work/<16 digits of the SHA-256 of its canonical JSON>."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return WORK / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -29,15 +41,14 @@ def workspace(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
     the same folder again. UserError if another process works in it, or if the disk is full.
     """
     out = Path(out)
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    folder = WORK / hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder = work_folder(identity)
     _restore(out)
-    with full_disk_named(folder), _lock(folder, out):
+    with full_disk_named(folder), _lock(folder, out), _failure_noted(folder, out):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             yield folder
         except BaseException:
-            with suppress(OSError):  # a stage that refused its input before it wrote anything leaves nothing
+            with suppress(OSError):  # a stage that refused its input before it wrote anything leaves no folder
                 folder.rmdir()
             raise
         for partial in list(folder.rglob(f"*{PARTIAL}")):
@@ -46,10 +57,28 @@ def workspace(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
 
 
 @contextmanager
+def _failure_noted(folder: Path, out: Path) -> Iterator[None]:
+    """Forget how earlier runs for `out` failed, and leave a note if this one does; an interrupt is no failure."""
+    for note in WORK.glob(f"*{FAILED}"):
+        with suppress(UserError):  # a damaged note says nothing of whose it is
+            if note.stem == folder.name or read_json(note, "out")["out"] == out.as_posix():
+                note.unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        text = textwrap.shorten(f"{kind}{error}", LONGEST, placeholder=" ...")
+        with suppress(UserError, OSError):  # on a full disk the error itself matters more than its note
+            write_json(folder.with_name(folder.name + FAILED), {"schema": 1, "out": out.as_posix(), "error": text})
+        raise
+
+
+@contextmanager
 def _lock(folder: Path, out: Path) -> Iterator[None]:
     """Hold an exclusive lock on `<folder>.lock`; the kernel frees it however the process ends."""
     path = folder.with_name(folder.name + ".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
+    tries = 10
     while True:
         file = path.open("a+")
         try:
@@ -58,6 +87,9 @@ def _lock(folder: Path, out: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             file.close()
+            if tries := tries - 1:
+                time.sleep(PATIENCE / 10)
+                continue
             raise UserError(f"{folder}: {holder} works there already; wait for it to end, or stop it") from None
         # Between our open and our lock the former holder may have removed the file: then lock the new one.
         if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from cad.cli import prior, report, single, status, toyworld, train
+from cad.cli import demo, prior, report, single, status, toyworld, train
 from cad.errors import UserError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.command("orbit")(single.render)
 app.command("evaluate")(single.score)
 app.add_typer(report.app, name="report")
 app.command("status")(status.status)
+app.add_typer(demo.app, name="demo")
 app.add_typer(toyworld.app, name="toyworld")
 
 

@@ -24,8 +24,34 @@ def table1(params: ParamsFile = PARAMS, reports: Folder = REPORTS) -> None:
 
 
 @app.command()
+def measures(params: ParamsFile = PARAMS, reports: Folder = REPORTS) -> None:
+    """Write and show what each measure says of ours, of the true object and of the controls."""
+    from rich.console import Console
+
+    from cad.config import load
+    from cad.report.measures_forms import show_measures, write_measures
+    from cad.report.page import metrics_files
+
+    show_measures(write_measures(metrics_files(load(params), RUNS), reports), Console())
+    print(f"report: {reports / 'measures.md'}")
+
+
+@app.command()
+def bars(params: ParamsFile = PARAMS, reports: Folder = REPORTS) -> None:
+    """Write and show the bars a convincing result clears, met or missed; a missed one is no error."""
+    from rich.console import Console
+
+    from cad.config import load
+    from cad.report.bars import show_bars, write_bars
+    from cad.report.page import metrics_files
+
+    show_bars(write_bars(metrics_files(load(params), RUNS), reports), Console())
+    print(f"report: {reports / 'bars.md'}")
+
+
+@app.command()
 def overview(params: ParamsFile = PARAMS, reports: Folder = REPORTS) -> None:
-    """Draw the overview figures: input, samples, pruning, refinement, orbits."""
+    """Draw the overview figures, of all objects and of each: input, samples, pruning, refinement, orbits."""
     from cad.config import load
     from cad.report.page import write_overviews
 
@@ -37,7 +63,7 @@ def overview(params: ParamsFile = PARAMS, reports: Folder = REPORTS) -> None:
 
 @app.command("all")
 def everything(params: ParamsFile = PARAMS, reports: Folder = REPORTS) -> None:
-    """Write Table 1, the overview figures and the page index.md."""
+    """Write Table 1, measures, bars, the overview figures and the page index.md."""
     from cad.config import load
     from cad.report.page import track_report, write_report
 
@@ -50,7 +76,7 @@ def everything(params: ParamsFile = PARAMS, reports: Folder = REPORTS) -> None:
 
 @app.command()
 def show(reports: Folder = REPORTS) -> None:
-    """Show Table 1 in the terminal, and where the figures lie."""
+    """Show Table 1 and the bars in the terminal, and where the figures lie."""
     from cad.report.page import show_report
 
     show_report(reports)

@@ -4,7 +4,7 @@ from cad.cli.stage import PARAMS, ParamsFile
 
 
 def status(params: ParamsFile = PARAMS) -> None:
-    """Show each stage of each entry: done, running, interrupted, missing; progress, time left, newest preview."""
+    """Show each stage of each entry: done, outdated, running, interrupted, failed or missing; time left, previews."""
     from rich.console import Console
 
     from cad.config import load

@@ -25,7 +25,7 @@ def render(params: Params = PARAMS, work: Work = WORK) -> None:
 
 @app.command("train")
 def train_model(name: str, params: Params = PARAMS, work: Work = WORK, weights: Weights = WEIGHTS) -> None:
-    """Train clip, clip-evaluation, autoencoder, decoder, zero123 or refiner; goes on where it stopped."""
+    """Train clip, clip-evaluation, autoencoder, sharpen, zero123 or refiner; goes on where it stopped."""
     from cad.toyworld import settings, train
 
     train.train(name, settings.load_settings(params), work, weights, typer.echo)
@@ -48,11 +48,28 @@ def check_models(
     weights: Weights = WEIGHTS,
     reports: Annotated[Path, typer.Option(help="Folder that toyworld.md and toyworld.csv go to.")] = Path("reports"),
 ) -> None:
-    """Measure the trained models on held-out instances (two minutes) and write reports/toyworld.md and .csv."""
+    """Measure the trained models on held-out instances (some minutes) and write reports/toyworld.md and .csv."""
     from cad.toyworld import check, settings
 
     check.check(settings.load_settings(params), work, weights, reports, typer.echo)
     typer.echo(f"{reports / 'toyworld.md'} written")
+
+
+@app.command("pruning")
+def prove_pruning(
+    params: Params = PARAMS,
+    profile: Annotated[
+        Path, typer.Option(help="Profile whose sampling and checks are used, and whose thresholds are compared.")
+    ] = Path("experiments/profile/mini.yaml"),
+    work: Work = WORK,
+    weights: Weights = WEIGHTS,
+    reports: Annotated[Path, typer.Option(help="Folder that pruning.md, .csv and .png go to.")] = Path("reports"),
+) -> None:
+    """Choose pruning's thresholds on training instances, measure them on held-out ones (five minutes)."""
+    from cad.toyworld import pruning, settings
+
+    pruning.prove(settings.load_settings(params), profile, work, weights, reports, typer.echo)
+    typer.echo(f"{reports / 'pruning.md'} written")
 
 
 @app.command("object")

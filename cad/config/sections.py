@@ -16,6 +16,8 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 Gray = Annotated[int, Field(ge=0, le=255)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Text = Annotated[str, Field(min_length=1)]
+# The names in `cad.toyworld.families`, which draws with compiled code and is too heavy to import for a check.
+Family = Literal["robot", "car", "mug", "chair", "house", "duck", "boat", "lamp"]
 
 
 class Section(BaseModel):
@@ -30,6 +32,9 @@ class RuntimeSettings(Section):
     threads: Count = Field(description="CPU threads of torch and numba; part of the result's identity [ours]")
     device: Literal["cpu", "cuda", "auto"] = Field(
         description="where networks run; auto takes CUDA if there is one; [ours], cpu gives equal bits"
+    )
+    renderer: Literal["auto", "reference"] = Field(
+        description="auto takes the fused renderer where a C++ compiler is; reference is plain PyTorch; [ours]"
     )
 
 
@@ -69,7 +74,7 @@ class ModelPaths(Section):
 class ToyworldSettings(Section):
     """The procedural object that an image shows, so that its truth is known ([ours])."""
 
-    family: Name = Field(description="family of procedural objects")
+    family: Family = Field(description="family of procedural objects")
     seed: int = Field(ge=0, description="seed of the instance; held out from the priors' training")
 
 
@@ -183,6 +188,7 @@ class _Adversarial(Section):
     batch: Count = Field(description="images of one step; 32 in EG3D")
     lr_generator: Rate = Field(description="Adam's learning rate of G; 0.0025 in EG3D")
     lr_discriminator: Rate = Field(description="Adam's learning rate of D; 0.002 in EG3D")
+    bf16: bool = Field(description="discriminators and 2D upsampler compute in bfloat16; half precision in EG3D")
     beta1: float = Field(ge=0, lt=1, description="Adam's first decay; 0 in EG3D")
     beta2: float = Field(ge=0, lt=1, description="Adam's second decay; 0.99 in EG3D")
     r1_gamma: NotNegative = Field(description="weight of R1, loss gamma / 2 |grad D|^2; 3 in App. C")
@@ -246,13 +252,19 @@ class ScorerSettings(Section):
 
 
 class EvaluateSettings(Section):
-    """CLIP image and text scores (Sec. 4, Table 1)."""
+    """CLIP image and text scores (Sec. 4, Table 1), and measures beside them that a fake cannot pass."""
 
     scorers: dict[str, ScorerSettings] = Field(
         min_length=1, description="scorers by the name the table shows; CLIP ViT-L/14 and ViT-B/32 in Sec. 4"
     )
     batch: Count = Field(description="images of one network call; [ours], changes speed")
     controls: bool = Field(description="also score what should win or fail: truth, copies, another object; [ours]")
+    step_frames: Count = Field(description="frames between the two views of the cross-view error; [ours]")
+    depth_tolerance: Positive = Field(
+        description="two depths of a point that differ by more show that it is hidden [scene units]; [ours]"
+    )
+    diversity_interval: Count = Field(description="of so many frames one is compared between seeds; [ours], cost")
+    diversity_poses: Count = Field(description="poses at which draws of refined samples are compared; [ours], cost")
 
 
 class ReportSettings(Section):

@@ -3,6 +3,7 @@
 Every row is a `Row` of views, so that all of them are scored by the same code on the same frames.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cad.artifacts import InputArtifact, Orbit
+from cad.artifacts import InputArtifact, Orbit, read_json
 from cad.camera import Poses
-from cad.config import CameraSettings, ObjectSettings, OrbitSettings
+from cad.config import CameraSettings, EvaluateSettings, ObjectSettings, OrbitSettings
 from cad.context import Context
 from cad.evaluate.orbit import render_views, take
 from cad.seeding import seed_for
@@ -25,12 +26,39 @@ SOLID = 128  # alpha from which a pixel belongs to the silhouette, as in toyworl
 class Row(NamedTuple):
     """Views to score: images uint8 [S, F, H, W, 3] on white, silhouettes bool [S, F, H, W], and their orbit frames [F].
 
+    depth: [S, F, H, W] along the ray in scene units, 0 or infinite where nothing is; None where it is not known.
     S counts seeds; a row that knows no seeds has one.
     """
 
     images: NDArray[np.uint8]
     silhouettes: NDArray[np.bool_]
+    depth: NDArray[np.floating] | None
     frames: NDArray[np.int64]
+
+
+def collect_rows(
+    settings: EvaluateSettings,
+    camera: CameraSettings,
+    source: ObjectSettings,
+    reference: InputArtifact,
+    orbit: Orbit,
+    stage2_dir: Path,
+    context: Context,
+) -> Iterator[tuple[str, Row]]:
+    """Our branches, then (on request) the ceiling and the controls, by the names that metrics.json uses."""
+    for branch in ("3d", "2d"):
+        if branch in orbit.branches:
+            yield branch, orbit_row(orbit, branch)
+    if not settings.controls:
+        return
+    side = orbit.resolution
+    if source.toyworld is not None:
+        yield "truth", true_row(source, camera, orbit.poses, side)
+    yield "copied", copied_row(reference, len(orbit), side)
+    if source.toyworld is not None:
+        yield "other", other_row(source, camera, orbit.poses, side)
+    rendered_with = OrbitSettings(**read_json(orbit.folder / "render.json"))
+    yield "untrained", untrained_row(stage2_dir, rendered_with, camera, orbit.poses, context)
 
 
 def orbit_row(orbit: Orbit, branch: str) -> Row:
@@ -38,7 +66,8 @@ def orbit_row(orbit: Orbit, branch: str) -> Row:
     frames = np.arange(len(orbit))
     images = np.stack([np.stack([orbit.frame(branch, seed, k) for k in frames.tolist()]) for seed in orbit.seeds])
     alpha = np.stack([np.stack([orbit.alpha(branch, seed, k) for k in frames.tolist()]) for seed in orbit.seeds])
-    return Row(images, alpha >= SOLID, frames)
+    depth = np.stack([np.stack([orbit.depth(branch, seed, k) for k in frames.tolist()]) for seed in orbit.seeds])
+    return Row(images, alpha >= SOLID, depth.astype(np.float32), frames)
 
 
 def true_row(source: ObjectSettings, camera: CameraSettings, poses: Poses, resolution: int) -> Row:
@@ -62,7 +91,7 @@ def _toyworld_row(family: str, seed: int, camera: CameraSettings, poses: Poses, 
     from cad.toyworld import world
 
     views = world.render_views(world.instance(family, seed), poses, camera, resolution)
-    return Row(views.images[None], views.silhouettes[None], np.arange(len(poses)))
+    return Row(views.images[None], views.silhouettes[None], views.depth[None], np.arange(len(poses)))
 
 
 def copied_row(reference: InputArtifact, frames: int, resolution: int) -> Row:
@@ -72,7 +101,7 @@ def copied_row(reference: InputArtifact, frames: int, resolution: int) -> Row:
         image, mask = (each.resize((resolution, resolution), Image.Resampling.BICUBIC) for each in (image, mask))
     images = np.broadcast_to(np.asarray(image), (1, frames, resolution, resolution, 3))
     silhouettes = np.broadcast_to(np.asarray(mask) >= SOLID, (1, frames, resolution, resolution))
-    return Row(images, silhouettes, np.arange(frames))
+    return Row(images, silhouettes, None, np.arange(frames))
 
 
 def untrained_row(
@@ -84,4 +113,4 @@ def untrained_row(
     count = min(UNTRAINED_FRAMES, len(poses))
     frames = np.arange(count) * len(poses) // count
     views = render_views(generator, "3d", 0, take(poses, frames.tolist()), settings, camera)
-    return Row(views.color[None], (views.alpha >= SOLID)[None], frames)
+    return Row(views.color[None], (views.alpha >= SOLID)[None], views.depth[None], frames)

@@ -1,31 +1,47 @@
-"""Table 1's protocol: each frame of the orbit against the reference view (image score) and the prompt (text score)."""
+"""Table 1's protocol: each frame of the orbit against the reference view (image score) and the prompt (text score).
 
-from collections.abc import Callable, Iterator
+Beside it stand measures that a CLIP score alone cannot fake: where the truth is known, the azimuth and the silhouette
+(`truth`) and the distance to true views (`distribution`); always the diversity and the cross-view error.
+"""
+
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
-from cad.artifacts import InputArtifact, Orbit, read_json, write_atomic, write_image, write_json
+from cad.artifacts import InputArtifact, Orbit, PriorCache, write_atomic, write_image, write_json
 from cad.camera import Poses
-from cad.config import CameraSettings, EvaluateSettings, ObjectSettings, OrbitSettings
+from cad.config import CameraSettings, EvaluateSettings, ModelPaths, ObjectSettings
 from cad.context import Context
 from cad.errors import UserError
-from cad.evaluate import controls, truth
+from cad.evaluate import controls, distribution, truth
 from cad.evaluate.controls import Row
 from cad.evaluate.scorers import Scorer, load_scorer, score
+from cad.evaluate.summary import (
+    DECIMALS,
+    consistency_summary,
+    distribution_summary,
+    diversity_summary,
+    flattened,
+    relative_image,
+    scorer_summary,
+    truth_summary,
+)
 from cad.progress import progress
-
-DECIMALS = 6
+from cad.train.perceptual import load_lpips
 
 
 def evaluate_orbit(
     settings: EvaluateSettings,
     camera: CameraSettings,
+    models: ModelPaths,
     source: ObjectSettings,
     input_dir: Path,
+    refine_dir: Path,
     orbit_dir: Path,
     stage2_dir: Path,
     out: Path,
@@ -34,19 +50,28 @@ def evaluate_orbit(
     """Score an orbit and its controls; write metrics.json (means, std over seeds) and views/frames.csv (every
     frame), and in toyworld views/truth.png, the true orbit as a strip.
 
-    Raises UserError for an orbit or an input that is broken, and for a scorer whose weights are missing.
+    A row is left out of a measure that cannot be taken of it. Raises UserError for an orbit, an input or refined
+    samples that are broken, and for a scorer or LPIPS whose weights are missing.
     """
     if not settings.scorers:
         raise UserError("evaluate.scorers: there is none; name at least one, e.g. a folder under data/weights")
-    reference, orbit = InputArtifact.open(input_dir), Orbit.open(orbit_dir)
+    reference, orbit, refined = InputArtifact.open(input_dir), Orbit.open(orbit_dir), PriorCache.open(refine_dir)
+    if settings.step_frames >= len(orbit) > 1:
+        raise UserError(
+            f"evaluate.step_frames: {settings.step_frames} is a whole turn or more of an orbit of {len(orbit)} frames; "
+            "make it smaller"
+        )
     scorers = [load_scorer(name, each, context.device) for name, each in settings.scorers.items()]
-    rows = dict(collect_rows(settings, camera, source, reference, orbit, orbit_dir, stage2_dir, context))
+    lpips = load_lpips(Path(models.lpips), context.device)
+    rows = dict(controls.collect_rows(settings, camera, source, reference, orbit, stage2_dir, context))
     table = pd.concat([frame_table(name, row, orbit.poses) for name, row in rows.items()], ignore_index=True)
     with progress(len(scorers) * len(table), "scoring", 0) as bar:
-        for scorer in scorers:
-            scores = [clip_scores(scorer, row, reference, settings.batch, bar.advance) for row in rows.values()]
-            for k, kind in enumerate(("image", "text")):
-                table[f"{kind}: {scorer.name}"] = np.concatenate([each[k].ravel() for each in scores])
+        embedded = [
+            {name: embed(scorer, row.images, settings.batch, bar.advance) for name, row in rows.items()}
+            for scorer in scorers
+        ]
+    for scorer, views in zip(scorers, embedded, strict=True):
+        add_scores(table, scorer, views, reference)
     if source.toyworld is not None:
         true = rows.get("truth") or controls.true_row(source, camera, orbit.poses, orbit.resolution)
         add_truth(table, rows, true, orbit.poses)
@@ -60,41 +85,19 @@ def evaluate_orbit(
         "prompt": reference.prompt,
         "frames": len(orbit),
         "seeds": len(orbit.seeds),
-        "scorers": {scorer.name: summary(scorer, settings, table) for scorer in scorers},
+        "scorers": {scorer.name: scorer_summary(scorer, settings, table) for scorer in scorers},
+        "diversity": diversity_summary(settings, rows, refined, lpips, context.device),
+        "consistency": consistency_summary(settings, camera, rows, orbit.poses),
     }
     if source.toyworld is not None:
         metrics["truth"] = truth_summary(table, orbit.poses)
+        metrics["relative_image"] = relative_image(metrics["scorers"])
+        between = controls.true_row(source, camera, distribution.between_frames(orbit.poses), orbit.resolution)
+        true_views = embed(scorers[0], between.images, settings.batch, lambda _: None)[0]
+        metrics["distribution"] = distribution_summary(scorers[0].name, embedded[0], true_views)
     write_json(out / "metrics.json", metrics)
-    for scorer in scorers:
-        for name, values in metrics["scorers"][scorer.name]["rows"].items():
-            context.tracker.log({f"{scorer.name}/{name}/{kind}": values[kind] for kind in ("image", "text")}, 0)
+    context.tracker.log(flattened(metrics), 0)
     context.tracker.table("evaluate/frames", table)
-
-
-def collect_rows(
-    settings: EvaluateSettings,
-    camera: CameraSettings,
-    source: ObjectSettings,
-    reference: InputArtifact,
-    orbit: Orbit,
-    orbit_dir: Path,
-    stage2_dir: Path,
-    context: Context,
-) -> Iterator[tuple[str, Row]]:
-    """Our branches, then (on request) the ceiling and the controls, by the names that metrics.json uses."""
-    for branch in ("3d", "2d"):
-        if branch in orbit.branches:
-            yield branch, controls.orbit_row(orbit, branch)
-    if not settings.controls:
-        return
-    side = orbit.resolution
-    if source.toyworld is not None:
-        yield "truth", controls.true_row(source, camera, orbit.poses, side)
-    yield "copied", controls.copied_row(reference, len(orbit), side)
-    if source.toyworld is not None:
-        yield "other", controls.other_row(source, camera, orbit.poses, side)
-    rendered_with = OrbitSettings(**read_json(orbit_dir / "render.json"))
-    yield "untrained", controls.untrained_row(stage2_dir, rendered_with, camera, orbit.poses, context)
 
 
 def frame_table(name: str, row: Row, poses: Poses) -> pd.DataFrame:
@@ -111,20 +114,21 @@ def frame_table(name: str, row: Row, poses: Poses) -> pd.DataFrame:
     )
 
 
-def clip_scores(
-    scorer: Scorer, row: Row, reference: InputArtifact, batch: int, advance: Callable[[int], None]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Image and text score of every view of a row, each [S, F] (100 x cosine)."""
-    flat = row.images.reshape(-1, *row.images.shape[2:])
+def embed(scorer: Scorer, images: np.ndarray, batch: int, advance: Callable[[int], None]) -> Tensor:
+    """Unit embeddings [S, F, D] of views uint8 [S, F, H, W, 3], `batch` at a time."""
+    flat = images.reshape(-1, *images.shape[2:])
     parts = []
     for start in range(0, len(flat), batch):
         parts.append(scorer.images(flat[start : start + batch]))
         advance(len(parts[-1]))
-    views = torch.cat(parts)
-    shape = row.images.shape[:2]
-    image = score(views, scorer.images(reference.image[None]))[:, 0]
-    text = score(views, scorer.texts([reference.prompt]))[:, 0]
-    return image.numpy().reshape(shape), text.numpy().reshape(shape)
+    return torch.cat(parts).unflatten(0, images.shape[:2])
+
+
+def add_scores(table: pd.DataFrame, scorer: Scorer, views: dict[str, Tensor], reference: InputArtifact) -> None:
+    """Add a scorer's image and text score of every view (100 x cosine); views: unit embeddings [S, F, D] by row."""
+    flat = torch.cat([each.flatten(0, 1) for each in views.values()])
+    table[f"image: {scorer.name}"] = score(flat, scorer.images(reference.image[None]))[:, 0].numpy()
+    table[f"text: {scorer.name}"] = score(flat, scorer.texts([reference.prompt]))[:, 0].numpy()
 
 
 def add_truth(table: pd.DataFrame, rows: dict[str, Row], true: Row, poses: Poses) -> None:
@@ -136,48 +140,3 @@ def add_truth(table: pd.DataFrame, rows: dict[str, Row], true: Row, poses: Poses
             overlaps.append(truth.silhouette_iou(silhouettes, true.silhouettes[0][row.frames]))
     table["azimuth_error_deg"] = np.concatenate(errors)
     table["silhouette_iou"] = np.concatenate(overlaps)
-
-
-def summary(scorer: Scorer, settings: EvaluateSettings, table: pd.DataFrame) -> dict[str, Any]:
-    """One scorer's part of metrics.json: what it is, and per row the mean over frames and the std over seeds."""
-    chosen = settings.scorers[scorer.name]
-    return {
-        "kind": chosen.kind,
-        "model": str(chosen.model),
-        "pretrained": chosen.pretrained,
-        "weights": scorer.weights_digest,
-        "preprocessing": scorer.preprocessing,
-        "rows": {
-            name: {
-                **seed_statistics(part, f"image: {scorer.name}", "image"),
-                **seed_statistics(part, f"text: {scorer.name}", "text"),
-                "views": len(part),
-            }
-            for name, part in table.groupby("row", sort=False)
-        },
-    }
-
-
-def seed_statistics(part: pd.DataFrame, column: str, name: str) -> dict[str, float]:
-    """Mean of a column over frames and seeds and, with two seeds or more, the std of the seeds' means (n - 1)."""
-    means = part.groupby("seed")[column].mean()
-    values = {name: round(float(means.mean()), DECIMALS)}
-    if len(means) > 1:
-        values[f"{name}_std"] = round(float(means.std(ddof=1)), DECIMALS)
-    return values
-
-
-def truth_summary(table: pd.DataFrame, poses: Poses) -> dict[str, Any]:
-    """metrics.json's part on the known truth: per row the share of right azimuths and the mean silhouette IoU."""
-    rows = {}
-    for name, part in table.groupby("row", sort=False):
-        right = part.assign(right=(part["azimuth_error_deg"] <= truth.WITHIN_DEG).astype(float))
-        rows[name] = {
-            **seed_statistics(right, "right", "azimuth_right"),
-            **seed_statistics(part, "silhouette_iou", "silhouette_iou"),
-        }
-    return {
-        "within_deg": truth.WITHIN_DEG,
-        "chance": round(truth.chance_within(poses), DECIMALS),
-        "rows": rows,
-    }

@@ -26,6 +26,10 @@ class TriplaneDecoder(nn.Module):
         raw, color = out.split([1, out.shape[1] - 1], dim=1)  # one copy on the way back, where slices would make four
         return softplus(raw[:, 0] - 1), torch.add(color.new_tensor(-0.001), color.sigmoid(), alpha=1.002)
 
+    def layers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weight and bias of the hidden and of the output layer, as they act: what the fused renderer reads."""
+        return *self.hidden.scaled(), *self.out.scaled()
+
     def raw_density(self, features: Tensor) -> Tensor:
         """The density before its activation, [B, P]."""
         return along_points(self.out, softplus(along_points(self.hidden, features)))[:, 0]

@@ -8,10 +8,11 @@ to the bit, and noise on planes would be texture that the latent doesn't control
 
 import math
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, interpolate, leaky_relu, linear
+from torch.nn.functional import conv2d, interpolate, leaky_relu, linear, pad
 
 SLOPE = 0.2  # of the leaky ReLU below zero (StyleGAN2)
 GAIN = math.sqrt(2)  # keeps the variance behind the leaky ReLU (StyleGAN2)
@@ -117,7 +118,9 @@ class ModulatedConv(Layer):
         """x [B, inputs, H, W], w [B, w_dim] to [B, outputs, H, W], bias added, no activation."""
         weight = self.weight / math.sqrt(self.weight[0].numel())
         style = self.style(w)
-        y = conv2d(x * style[:, :, None, None], weight, padding=weight.shape[-1] // 2)
+        # The edge goes on beyond the border [ours]: StyleGAN2's zeros are a seam around images on white.
+        edge = weight.shape[-1] // 2
+        y = conv2d(pad(x * style[:, :, None, None], (edge,) * 4, mode="replicate"), weight)
         if self.demodulate:
             energy = linear(style.square(), weight.square().sum((2, 3)))  # [B, outputs]
             y = y * torch.rsqrt(energy + 1e-8)[:, :, None, None]
@@ -149,6 +152,12 @@ class StyleBlock(nn.Module):
 def enlarge(x: Tensor, factor: int) -> Tensor:
     """Bilinear enlargement of [B, C, H, W] by a whole factor."""
     return x if factor == 1 else interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """What suspends autocast on a device that knows it (the meta device does not)."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def doublings(small: int, large: int, what: str) -> int:

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from cad.models.layers import StyleBlock, doublings
@@ -28,7 +29,8 @@ class Upsampler2d(nn.Module):
 
         The image is meant for [-1, 1] and not clamped: the loss must see, and push back, what overshoots.
         """
-        x = features * 2 - 1
+        # Channels innermost: half the time of a step's convolutions on a CPU.
+        x = (features * 2 - 1).contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             x, rgb = block(x, rgb, w)
         return rgb

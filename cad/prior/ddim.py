@@ -70,6 +70,11 @@ def add_noise(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, times: T
     return scheduler.add_noise(latents, noise, times)
 
 
+def weighted_error(predicted: Tensor, wanted: Tensor, importance: Tensor) -> Tensor:
+    """Mean squared error [B, C, h, w], a scalar, with pixels weighted by `importance` [B, 1, h, w]."""
+    return (importance * (predicted - wanted).square()).mean()
+
+
 def target(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
     """What the network should predict, [B, C, h, w]: the noise, or v = sqrt(abar) noise - sqrt(1 - abar) latents.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from cad.prior import ddim
@@ -124,12 +124,15 @@ class LatentDiffusion:
         return self.decode(ddim.walk(denoise, self.scheduler, noisy, times, eta, step_noise))
 
 
-def training_loss(model: LatentDiffusion, latents: Tensor, context: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of the UNet's prediction, a scalar; gradients reach `unet`.
+def training_loss(
+    model: LatentDiffusion, latents: Tensor, context: Tensor, t: Tensor, noise: Tensor, importance: Tensor
+) -> Tensor:
+    """Weighted mean squared error of the UNet's prediction, a scalar; gradients reach `unet`.
 
     latents: [B, 4, h, w], already scaled (`encode`); context: [B, L, D] (`embed`; a dropped prompt is embed([""]), the
-    null that `sdedit` is given); t: [B] int64; noise: [B, 4, h, w].
+    null that `sdedit` is given); t: [B] int64; noise: [B, 4, h, w]; importance: [B, 1, h, w] weights of the latents'
+    pixels, 1 in the mean.
     """
     noisy = ddim.add_noise(model.scheduler, latents, noise, t)
     predicted = model.unet(noisy, t, encoder_hidden_states=context).sample
-    return nn.functional.mse_loss(predicted, ddim.target(model.scheduler, latents, noise, t))
+    return ddim.weighted_error(predicted, ddim.target(model.scheduler, latents, noise, t), importance)

@@ -176,15 +176,17 @@ def training_loss(
     noise: Tensor,
     drop_embedding: Tensor,
     drop_concat: Tensor,
+    importance: Tensor,
 ) -> Tensor:
-    """Mean squared error of the UNet's prediction, a scalar; gradients reach `unet` and `cc_projection`.
+    """Weighted mean squared error of the UNet's prediction, a scalar; gradients reach `unet` and `cc_projection`.
 
     latents: [B, 4, h, w] target view, already scaled (`encode`); concat: [B, 4, h, w] reference, unscaled, and
     embedding: [B, D] (`condition`); pose: [B, 4]; t: [B] int64; noise: [B, 4, h, w]; drops: [B] bool.
     A dropped embedding zeroes the whole context, after the projection: the null that `sample` uses.
+    importance: [B, 1, h, w] weights of the latents' pixels, 1 in the mean.
     """
     context = model.context(embedding, pose).masked_fill(drop_embedding[:, None, None], 0)
     reference = concat.masked_fill(drop_concat[:, None, None, None], 0)
     noisy = ddim.add_noise(model.scheduler, latents, noise, t)
     predicted = model.denoise(noisy, t, context, reference)
-    return nn.functional.mse_loss(predicted, ddim.target(model.scheduler, latents, noise, t))
+    return ddim.weighted_error(predicted, ddim.target(model.scheduler, latents, noise, t), importance)

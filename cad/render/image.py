@@ -1,12 +1,22 @@
-"""Whole views and patches through the reference renderer."""
+"""Whole views and patches, through the fused renderer where it runs and through the reference elsewhere."""
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cad.camera import pixel_centers, rays
-from cad.render.reference import Decoder, Rendered, Sampling, render_rays
+from cad.render import fused, reference
+from cad.render.reference import Decoder, Rendered, Sampling
 
 POINTS_PER_CHUNK = 2**20  # without gradients, rays go through in chunks of this many samples to bound the memory [ours]
+
+_choice = {"renderer": "reference"}  # of this process, as torch's number of threads is
+
+
+def use_renderer(name: Literal["auto", "reference"]) -> None:
+    """Choose how this process renders from now on: auto takes the fused renderer where it compiles and fits."""
+    _choice["renderer"] = name
 
 
 def render_view(
@@ -68,9 +78,22 @@ def _render(
     if not torch.is_grad_enabled():
         chunk = max(1, POINTS_PER_CHUNK // (len(cameras) * (sampling.coarse + sampling.fine)))
     parts = [
-        render_rays(planes, decoder, o, d, sampling, jitter)
+        _render_rays(planes, decoder, o, d, sampling, jitter)
         for o, d in zip(origins.split(chunk, 1), directions.split(chunk, 1), strict=True)
     ]
     joined = parts[0] if len(parts) == 1 else Rendered(*(torch.cat(p, 1) for p in zip(*parts, strict=True)))
     features, opacity, depth = (part.transpose(1, 2).unflatten(2, (side, side)) for part in joined)
     return features, opacity, depth
+
+
+def _render_rays(
+    planes: Tensor,
+    decoder: Decoder,
+    origins: Tensor,
+    directions: Tensor,
+    sampling: Sampling,
+    jitter: torch.Generator | None,
+) -> Rendered:
+    if _choice["renderer"] == "auto" and isinstance(decoder, fused.LayeredDecoder) and fused.can_render(planes):
+        return fused.render_rays(planes, decoder, origins, directions, sampling, jitter)
+    return reference.render_rays(planes, decoder, origins, directions, sampling, jitter)

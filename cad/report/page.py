@@ -11,20 +11,17 @@ from rich.text import Text
 from cad.artifacts import digest, read_image, read_json, write_atomic
 from cad.config import Params
 from cad.errors import UserError
-from cad.report.overview import RunFolders, draw_overview, overview_png
-from cad.report.table1 import (
-    EMPTY,
-    ROWS,
-    build_table,
-    from_csv,
-    markdown,
-    markdown_escape,
-    measured_lines,
-    show_table1,
-    table_files,
-    write_table1,
-)
+from cad.report import bars, measures_forms
+from cad.report.markup import EMPTY, markdown_escape
+from cad.report.measures import read_measures
+from cad.report.objects import objects_png
+from cad.report.overview import RunFolders, overview_png
+from cad.report.table1 import build_table, from_csv
+from cad.report.table1_forms import markdown, show_table1, table_files, write_table1
 from cad.tracking import open_tracker
+
+ALL = "overview.png"  # the figure of all objects
+FILES = ("table1.md", "table1.csv", "table1.tex", "bars.md", "bars.csv", "measures.md", "measures.csv")
 
 
 def run_folders(params: Params, runs: Path, entry: str) -> RunFolders:
@@ -38,10 +35,19 @@ def metrics_files(params: Params, runs: Path) -> dict[str, Path]:
     return {name: runs / entry / "evaluate" / "metrics.json" for name, entry in params.report.rows.items()}
 
 
-def overview_name(params: Params, entry: str) -> str:
-    """File name of an entry's figure: the first row's is the main one."""
-    first = next(iter(params.report.rows.values()))
-    return "overview.png" if entry == first else f"overview-{entry}.png"
+def overview_name(entry: str) -> str:
+    """File name of an entry's own figure."""
+    return f"overview-{entry}.png"
+
+
+def overviews(params: Params, runs: Path) -> dict[str, bytes]:
+    """All figures by file name: overview.png with the first entry of each object, and one of every entry."""
+    folders = {entry: run_folders(params, runs, entry) for entry in dict.fromkeys(params.report.rows.values())}
+    first: dict[str, RunFolders] = {}
+    for entry, each in folders.items():
+        first.setdefault(params.object_of("evaluate", entry), each)
+    own = {overview_name(entry): overview_png(each) for entry, each in folders.items()}
+    return {ALL: objects_png(list(first.values())), **own}
 
 
 def write_tables(params: Params, runs: Path, reports: Path) -> None:
@@ -50,61 +56,65 @@ def write_tables(params: Params, runs: Path, reports: Path) -> None:
 
 
 def write_overviews(params: Params, runs: Path, reports: Path) -> None:
-    """Draw the overview figure of every evaluation entry in `report.rows`."""
-    for entry in dict.fromkeys(params.report.rows.values()):
-        draw_overview(run_folders(params, runs, entry), reports / overview_name(params, entry))
+    """Draw the overview figures of the evaluation entries in `report.rows`."""
+    for name, content in overviews(params, runs).items():
+        write_atomic(reports / name, content)
 
 
 def write_report(params: Params, runs: Path, reports: Path) -> None:
-    """Write everything: Table 1, the overview figures and index.md.
+    """Write everything: Table 1, the measures, the bars, the overview figures and index.md.
 
     UserError for the first file that is missing or broken; then nothing is written, for all is made before.
     """
     files = metrics_files(params, runs)
     table = build_table(files)
-    entries = list(dict.fromkeys(params.report.rows.values()))
-    figures = {overview_name(params, entry): overview_png(run_folders(params, runs, entry)) for entry in entries}
+    measured = read_measures(files)
+    judged = bars.judge(measured)
+    figures = overviews(params, runs)
     parts = [
         "# CAD, reproduced: the report\n",
         "*Unofficial reproduction. Written by `cad report all` from the files under `runs/`; nothing on this page was "
         "typed by hand.*\n",
+        f"![Inputs, prior samples, pruning, refinement and the orbits of all objects]({ALL})\n",
         "## Table 1\n",
         markdown(table),
+        "## Bars\n",
+        bars.markdown(judged),
+        "## Measures\n",
+        measures_forms.markdown(measured),
+        "As files: " + ", ".join(f"[`{name}`]({name})" for name in FILES) + ".\n",
     ]
-    parts += [entry_section(params, runs, entry) for entry in entries]
+    parts += [entry_section(params, runs, entry) for entry in dict.fromkeys(params.report.rows.values())]
     parts += ["## Where each number comes from\n", provenance(params, runs, reports, files)]
-    for name, content in (table_files(table) | figures | {"index.md": "\n".join(parts).encode()}).items():
+    tables = table_files(table) | measures_forms.measures_files(measured) | bars.bars_files(judged)
+    for name, content in (tables | figures | {"index.md": "\n".join(parts).encode()}).items():
         write_atomic(reports / name, content)
 
 
 def track_report(params: Params, runs: Path, reports: Path) -> None:
-    """Log the written report to W&B: Table 1 as a table, every overview figure, and the folder as an artifact."""
+    """Log the written report to W&B: Table 1, measures and bars as tables, the figures, the folder as an artifact."""
     files = metrics_files(params, runs)
     inputs = {name: digest(path) for name, path in files.items()}
     with open_tracker(params.tracking, "report", "report", params.report.model_dump(), inputs) as tracker:
-        tracker.table("report/table1", pandas.read_csv(reports / "table1.csv"))
-        for entry in dict.fromkeys(params.report.rows.values()):
-            name = overview_name(params, entry)
+        for name in ("table1", "measures", "bars"):
+            tracker.table(f"report/{name}", pandas.read_csv(reports / f"{name}.csv"))
+        for name in (ALL, *map(overview_name, dict.fromkeys(params.report.rows.values()))):
             tracker.image(f"report/{Path(name).stem}", read_image(reports / name), step=0)
         tracker.artifact("report", reports, "report")
 
 
 def entry_section(params: Params, runs: Path, entry: str) -> str:
-    """The part of the page about one evaluation: figure, prompt, pruning, and what the toyworld's truth says."""
+    """The part of the page about one evaluation: figure, prompt, pruning, scorers."""
     folders = run_folders(params, runs, entry)
     metrics = read_json(folders.evaluate / "metrics.json", "prompt", "frames", "seeds", "scorers")
-    figure = overview_name(params, entry)
     out = [
         f"## {entry}\n",
-        f"![Input, prior samples, pruning, refinement and the orbits of {entry}]({figure})\n",
+        f"![Input, prior samples, pruning, refinement and the orbits of {entry}]({overview_name(entry)})\n",
         f"Prompt: *{markdown_escape(metrics['prompt'])}*. Orbit: {metrics['frames']} frames at the reference's polar "
         f"angle, {metrics['seeds']} seed(s) per branch. Profile: `{params.profile}`.\n",
         pruning(read_json(folders.prune / "summary.json")),
         scorer_list(metrics),
-        every_row(entry, folders.evaluate / "metrics.json", metrics),
     ]
-    if "truth" in metrics:
-        out.append(known_truth(metrics["truth"]))
     return "\n".join(out)
 
 
@@ -136,45 +146,6 @@ def scorer_list(metrics: dict[str, Any]) -> str:
     )
 
 
-def every_row(name: str, path: Path, metrics: dict[str, Any]) -> str:
-    """Every row of one evaluation under every scorer, with the number of views behind it."""
-    labels = {key: line.label for key, line in measured_lines(name, path, metrics, {})}
-    out = ["| Row | Scorer | Image score | Text score | Views |", "|:--|:--|--:|--:|--:|"]
-    for scorer, part in metrics["scorers"].items():
-        for key, label in labels.items():
-            if key in part["rows"]:
-                values = part["rows"][key]
-                cells = [with_std(values, "image", "{:.2f}"), with_std(values, "text", "{:.2f}"), str(values["views"])]
-                out.append("| " + " | ".join([markdown_escape(label), markdown_escape(scorer), *cells]) + " |")
-    return "\n".join(out) + "\n"
-
-
-def known_truth(truth: dict[str, Any]) -> str:
-    """What only a world with known truth can say: do the views face the right way, and are the outlines right?"""
-    out = [
-        f"Against the toyworld's truth: the share of views whose nearest true view (smallest pixel difference) lies "
-        f"within {truth['within_deg']:.0f}° of the right azimuth (by chance {truth['chance']:.1%}), and the mean IoU "
-        "of the silhouettes.\n",
-        "| Row | Right azimuth | Silhouette IoU |",
-        "|:--|--:|--:|",
-    ]
-    for key, (label, _) in ROWS.items():
-        if key in truth["rows"]:
-            values = truth["rows"][key]
-            shown = markdown_escape(label.format(name="3D branch").removeprefix("3D branch, "))
-            cells = with_std(values, "azimuth_right", "{:.1%}"), with_std(values, "silhouette_iou", "{:.3f}")
-            out.append(f"| {shown} | {cells[0]} | {cells[1]} |")
-    return "\n".join(out) + "\n"
-
-
-def with_std(values: dict[str, Any], key: str, form: str) -> str:
-    """A mean and, where there is one, its std over seeds."""
-    if key not in values:
-        return EMPTY
-    std = values.get(f"{key}_std")
-    return form.format(values[key]) + (f" ± {form.format(std)}" if std is not None else "")
-
-
 def provenance(params: Params, runs: Path, reports: Path, files: dict[str, Path]) -> str:
     """Every file that the page was made from, with its digest, and the command that makes it again."""
     named: dict[Path, str] = {}
@@ -201,13 +172,15 @@ def link(path: Path, reports: Path) -> str:
 
 
 def show_report(reports: Path) -> None:
-    """Print Table 1 in the terminal, and the files to look at."""
-    table = from_csv(reports / "table1.csv")
+    """Print Table 1 and the bars in the terminal, and the files to look at."""
+    table, judged = from_csv(reports / "table1.csv"), bars.from_csv(reports / "bars.csv")
     console = Console()
     show_table1(table, console)
+    console.print()
+    bars.show_bars(judged, console)
     figures = sorted(reports.glob("overview*.png"))
     if not figures:
-        raise UserError(f"{reports / 'overview.png'}: missing; run `cad report all`")
+        raise UserError(f"{reports / ALL}: missing; run `cad report all`")
     console.print()
-    for path in [*figures, reports / "index.md"]:
+    for path in [*figures, reports / "measures.md", reports / "index.md"]:
         console.print(Text(f"Look at {path}", style="bold"))

@@ -1,24 +1,20 @@
 """Table 1: our rows and controls beside the paper's, every column under one scorer, ranks only within one scorer.
 
-`metrics.json` files go in; Markdown, CSV and LaTeX come out, byte for byte the same for the same files. The CSV holds
-everything, so the table can be shown again from it.
+`metrics.json` files go in; `table1_forms` writes what comes out. With several objects the paper's layout is kept: a
+block of means over the objects first, then a block for each object.
 """
 
 import csv
-import io
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table as Grid
-from rich.text import Text
-
-from cad.artifacts import read_json, write_atomic
+from cad.artifacts import read_json
 from cad.errors import UserError
 from cad.report import paper
+from cad.report.markup import EMPTY
 
 KINDS = ("image", "text")
 ROWS = {  # metrics.json's rows: their label after (or instead of) the row's name, and what they are
@@ -30,8 +26,7 @@ ROWS = {  # metrics.json's rows: their label after (or instead of) the row's nam
     "untrained": ("Untrained generator", "control"),
 }
 FIELDS = ("row", "source", "object", "scorer", "weights", *(f"{k}{f}" for k in KINDS for f in ("", "_std", "_rank")))
-EMPTY = "—"
-SHOWN_RANKS = 3
+MEAN = "mean of "  # begins the `object` of a row of means
 COPIED_NOTE = (
     "† The input image in place of every view. Its image score is 100 by construction, whatever the object is like "
     "from behind: an image score alone does not show that anything is 3D."
@@ -40,7 +35,7 @@ COPIED_NOTE = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One score: mean, std over seeds (None for one seed), rank among the rows of its group (None without)."""
+    """One score: mean, std over seeds or objects (None for one), rank among the rows of its group (None without)."""
 
     value: float
     std: float | None
@@ -65,38 +60,61 @@ class Table1:
     lines: list[Line]
 
 
-def write_table1(rows: dict[str, Path], reports: Path) -> Table1:
-    """Write table1.md, table1.csv and table1.tex from metrics files, one per row name; UserError for a missing one."""
-    table = build_table(rows)
-    for name, content in table_files(table).items():
-        write_atomic(reports / name, content)
-    return table
-
-
-def table_files(table: Table1) -> dict[str, bytes]:
-    """The three files of the table, by name."""
-    forms = {"md": markdown, "csv": to_csv, "tex": latex}
-    return {f"table1.{suffix}": form(table).encode() for suffix, form in forms.items()}
-
-
 def build_table(rows: dict[str, Path]) -> Table1:
-    """The table of the paper's rows and of these metrics files."""
+    """The table of the paper's rows and of these metrics files, one per row name; UserError for a missing one.
+
+    Rows named `<method>, <object>` are one method on several objects, and are averaged.
+    """
     scorers = {f"{name} (OpenAI)": "OpenAI" for name in paper.SCORERS}
     lines = [paper_line(method, numbers) for method, numbers in paper.TABLE1.items()]
     read = {name: read_json(path, "scorers", "object") for name, path in rows.items()}
-    several = len({metrics["object"] for metrics in read.values()}) > 1
-    ours: list[Line] = []
-    beside: dict[tuple[str, str], Line] = {}  # the ceiling and the controls: once per object, not once per row of ours
+    objects = list(dict.fromkeys(metrics["object"] for metrics in read.values()))
+    ours: dict[str, list[Line]] = {name: [] for name in objects}
+    beside: dict[str, dict[str, Line]] = {name: {} for name in objects}  # once per object, not once per row of ours
+    methods: dict[tuple[str, str], dict[str, Line]] = {}
     for name, metrics in read.items():
+        subject = metrics["object"]
+        method = name.removesuffix(f", {subject}")
         for key, line in measured_lines(name, rows[name], metrics, scorers):
             if line.source == "ours":
-                ours.append(line)
+                ours[subject].append(line)
+                if method != name:
+                    methods.setdefault((method, key), {})[subject] = line
                 continue
-            place = (metrics["object"], key)
-            known = beside.get(place, line)
-            label = f"{line.label}: {metrics['object']}" if several else line.label
-            beside[place] = replace(line, label=label, cells={**line.cells, **known.cells})
-    return Table1(scorers, ranked(lines + ours + list(beside.values())))
+            known = beside[subject].get(key, line)
+            beside[subject][key] = replace(line, cells={**line.cells, **known.cells})
+    if len(objects) > 1:
+        controls = {key for lines_of in beside.values() for key in lines_of}
+        for key in (key for key in ROWS if key in controls):
+            methods["", key] = {name: beside[name][key] for name in objects if key in beside[name]}
+        lines += mean_lines(methods, objects)
+    for name in objects:
+        suffix = f" for {name}" if len(objects) > 1 else ""
+        known_lines = (beside[name][key] for key in ROWS if key in beside[name])
+        lines += [*ours[name], *(replace(line, label=f"{line.label}{suffix}") for line in known_lines)]
+    return Table1(scorers, ranked(lines))
+
+
+def mean_lines(methods: dict[tuple[str, str], dict[str, Line]], objects: list[str]) -> list[Line]:
+    """A row of means for each method (and control) that was measured on all objects; others cannot be compared.
+
+    Each object counts once, however many frames or seeds it has; the std (n - 1) is that of the objects' means.
+    """
+    done = []
+    for (method, key), by_object in methods.items():
+        if set(by_object) != set(objects):
+            continue
+        label, source = ROWS[key]
+        found = [by_object[name] for name in objects]
+        cells = {}
+        for place in found[0].cells:
+            if all(place in line.cells for line in found):
+                values = [line.cells[place].value for line in found]
+                cells[place] = Cell(statistics.fmean(values), statistics.stdev(values), None)
+        if cells:
+            name = f"{label.format(name=method)}, mean of {len(objects)}"
+            done.append(Line(name, source, MEAN + ", ".join(objects), cells))
+    return done
 
 
 def paper_line(method: str, numbers: tuple[float, ...]) -> Line:
@@ -137,7 +155,7 @@ def column_name(shown: str, part: dict[str, Any], scorers: dict[str, str]) -> st
 
 
 def ranked(lines: list[Line]) -> list[Line]:
-    """Rank every column within the paper's rows, and within the rows about one object; equal (rounded) scores tie."""
+    """Rank every column within the paper's rows, the means, and the rows about one object; equal (rounded) ones tie."""
     done = []
     for line in lines:
         group = [other for other in lines if other.object == line.object]  # the paper's rows have no object
@@ -153,12 +171,21 @@ def ranked(lines: list[Line]) -> list[Line]:
 def notes(table: Table1) -> list[str]:
     """What a reader must know to read the table."""
     own = [name for name in table.scorers if not name.endswith("(OpenAI)")]
+    means = next((line.object for line in table.lines if line.object.startswith(MEAN)), None)
+    among = "the rows measured here on one object"
     said = [
         "CLIP score, 100 x cosine, mean over the frames of an orbit (± std over seeds): against the reference view "
         "(image) and the prompt (text). ¹ ² ³: best, second and third of a column, separately among the paper's "
-        f"rows and among the rows measured here on one object. {EMPTY}: this scorer was not run on this row.",
+        f"rows{', among the means,' if means else ''} and among {among}. {EMPTY}: this scorer was not run on this row.",
         "Rows marked (paper) are the paper's own numbers on its own objects; nothing here re-ran them.",
     ]
+    if means:
+        names = means.removeprefix(MEAN).split(", ")
+        listed = f"{', '.join(names[:-1])} and {names[-1]}"
+        said.append(
+            f"mean of {len(names)}: the mean over the objects {listed}, each of which counts once; ± in these rows is "
+            f"the standard deviation (n - 1) of those {len(names)} means, not of seeds."
+        )
     if own:
         said.append(
             f"{', '.join(own)}: not the paper's scorer. Its scores are another unit and cannot be compared with the "
@@ -169,50 +196,8 @@ def notes(table: Table1) -> list[str]:
     return said
 
 
-def number(cell: Cell | None) -> str:
-    """A cell without its rank: mean, and std where there is one."""
-    if cell is None:
-        return EMPTY
-    return f"{cell.value:.2f}" + (f" ± {cell.std:.2f}" if cell.std is not None else "")
-
-
-def mark(cell: Cell | None) -> str:
-    """The rank of a cell as a superscript, down to the third."""
-    return "¹²³"[cell.rank - 1] if cell is not None and cell.rank is not None and cell.rank <= SHOWN_RANKS else ""
-
-
-def markdown(table: Table1) -> str:
-    """The table with its notes in GitHub's Markdown; the best of a column is bold."""
-
-    def cell(value: Cell | None) -> str:
-        best = value is not None and value.rank == 1
-        return f"**{number(value)}**{mark(value)}" if best else number(value) + mark(value)
-
-    heads = [f"{kind.capitalize()} score ↑<br>{markdown_escape(name)}" for kind in KINDS for name in table.scorers]
-    out = ["| Method | " + " | ".join(heads) + " |", "|:--|" + "--:|" * len(heads)]
-    for line in table.lines:
-        cells = [cell(line.cells.get((name, kind))) for kind in KINDS for name in table.scorers]
-        out.append(f"| {markdown_escape(line.label)} | " + " | ".join(cells) + " |")
-    return "\n".join([*out, "", *(f"{note}\n" for note in map(markdown_escape, notes(table)))])
-
-
-def to_csv(table: Table1) -> str:
-    """The table as one line per row and scorer; empty fields where the scorer was not run."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(FIELDS)
-    for line in table.lines:
-        for name, weights in table.scorers.items():
-            values: list[object] = []
-            for kind in KINDS:
-                cell = line.cells.get((name, kind))
-                values += [cell.value, cell.std, cell.rank] if cell is not None else [None, None, None]
-            writer.writerow([line.label, line.source, line.object, name, weights, *values])
-    return text.getvalue()
-
-
 def from_csv(path: Path) -> Table1:
-    """The table that `to_csv` wrote; UserError for a missing or foreign file."""
+    """The table that `table1_forms.to_csv` wrote; UserError for a missing or foreign file."""
     if not path.is_file():
         raise UserError(f"{path}: missing; run `cad report all`")
     scorers: dict[str, str] = {}
@@ -231,80 +216,3 @@ def from_csv(path: Path) -> Table1:
                     cell = Cell(float(value), float(std) if std else None, int(rank) if rank else None)
                     line.cells[record["scorer"], kind] = cell
     return Table1(scorers, list(lines.values()))
-
-
-def latex(table: Table1) -> str:
-    """The table for booktabs, as in the paper: image scores left, text scores right."""
-
-    def cell(value: Cell | None) -> str:
-        body = latex_escape(number(value))
-        rank = value.rank if value is not None else None
-        if rank is None or rank > SHOWN_RANKS:
-            return body
-        return (rf"\textbf{{{body}}}" if rank == 1 else body) + rf"\textsuperscript{{{rank}}}"
-
-    count = len(table.scorers)
-    wide = rf"\multicolumn{{{count}}}{{c}}"
-    names = [latex_escape(name) for name in table.scorers] * 2
-    out = [
-        "% Written by `cad report table1`; needs \\usepackage{booktabs}.",
-        r"\begin{table}",
-        r"\centering",
-        rf"\begin{{tabular}}{{l{'r' * count}{'r' * count}}}",
-        r"\toprule",
-        rf" & {wide}{{Image score ($\uparrow$)}} & {wide}{{Text score ($\uparrow$)}} \\",
-        rf"\cmidrule(lr){{2-{count + 1}}} \cmidrule(lr){{{count + 2}-{2 * count + 1}}}",
-        " & ".join(["Method", *names]) + r" \\",
-    ]
-    before = None
-    for line in table.lines:
-        if line.source != before and not {line.source, before} <= {"ceiling", "control"}:
-            out.append(r"\midrule")
-        before = line.source
-        cells = [cell(line.cells.get((name, kind))) for kind in KINDS for name in table.scorers]
-        out.append(" & ".join([latex_escape(line.label), *cells]) + r" \\")
-    caption = latex_escape(" ".join(notes(table)))
-    return "\n".join([*out, r"\bottomrule", r"\end{tabular}", rf"\caption{{{caption}}}", r"\end{table}", ""])
-
-
-LATEX = {
-    "\\": r"\textbackslash{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "—": "---",
-    "±": r"$\pm$",
-    "†": r"\textsuperscript{\textdagger}",
-    "↑": r"$\uparrow$",
-    **dict(zip("¹²³", (rf"\textsuperscript{{{k}}}" for k in (1, 2, 3)), strict=True)),
-}
-
-
-def latex_escape(text: str) -> str:
-    """Text with LaTeX's special characters escaped, and the few symbols of this table spelt out."""
-    return "".join(LATEX.get(character, character) for character in text)
-
-
-def markdown_escape(text: str) -> str:
-    """Text with the characters that would break a Markdown table escaped."""
-    return "".join(f"\\{character}" if character in "|*_`<[]" else character for character in text)
-
-
-def show_table1(table: Table1, console: Console) -> None:
-    """Print image scores, then text scores, in the terminal: best, second and third in green, yellow and magenta."""
-    styles: dict[int | None, str] = {1: "bold green", 2: "yellow", 3: "magenta"}
-    for kind in KINDS:
-        grid = Grid(title=f"Table 1: {kind} score, higher is better", title_justify="left", box=SIMPLE_HEAD)
-        grid.add_column("Method", no_wrap=True)
-        for name in table.scorers:
-            grid.add_column(Text(name), justify="right")
-        for line, after in zip(table.lines, [*table.lines[1:], None], strict=True):
-            cells = [line.cells.get((name, kind)) for name in table.scorers]
-            texts = [
-                Text(number(cell) + mark(cell), style=styles.get(cell.rank if cell else None, "")) for cell in cells
-            ]
-            last = after is not None and after.source != line.source
-            grid.add_row(Text(line.label, style="dim" if line.source == "paper" else ""), *texts, end_section=last)
-        console.print(grid)
-    for note in notes(table):
-        console.print(Text(note, style="dim"))

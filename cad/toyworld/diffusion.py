@@ -17,6 +17,7 @@ from cad.prior import latent_diffusion, zero123
 from cad.prior.latent_diffusion import LatentDiffusion
 from cad.prior.zero123 import CCProjection, Zero123
 from cad.seeding import generator, seed_for
+from cad.toyworld.autoencoder import foreground
 from cad.toyworld.clip import caption
 from cad.toyworld.dataset import Dataset
 from cad.toyworld.fit import fit, load_average, saved_step
@@ -110,6 +111,25 @@ def encode_views(vae: AutoencoderKL, data: Dataset, work: Path) -> Tensor:
     return load_file(path)["latents"]
 
 
+def importance(data: Dataset, subjects: Tensor, views: Tensor, side: int, weight: float) -> Tensor:
+    """Weights [B, 1, side, side] of latent pixels, 1 in the mean: `weight` times more where a view shows its object.
+
+    Most of a picture is white, which is soon learnt; the object's pixels would be a minority of the loss [ours].
+    """
+    shown = nn.functional.adaptive_max_pool2d(foreground(data.pick(subjects, views)).float(), side)
+    weights = 1 + (weight - 1) * shown
+    return weights / weights.mean()
+
+
+def draw_timesteps(count: int, settings: DiffusionSettings, length: int, stream: torch.Generator) -> Tensor:
+    """Timesteps [count], uniform over the schedule of `length` but for `low_noise_share` of them below `low_noise`.
+
+    A refiner starts from half-noised pictures: what it never meets deserves few of its examples [ours].
+    """
+    low = torch.rand(count, generator=stream) < settings.low_noise_share
+    return (torch.rand(count, generator=stream) * torch.where(low, settings.low_noise * length, length)).long()
+
+
 def _embed_references(model: Zero123, data: Dataset) -> Tensor:
     """Image embeddings of every reference view, float32 [I, references, D]."""
     found = []
@@ -171,13 +191,14 @@ def train_zero123(
             data.azimuth[subjects, reference],
             data.polar[subjects, reference],
         )
-        t = torch.randint(model.scheduler.config.num_train_timesteps, (count,), generator=stream)
+        t = draw_timesteps(count, settings, model.scheduler.config.num_train_timesteps, stream)
         clean = latents[subjects, target].float() * scale
         drops = zero123.draw_drops(count, DROP, DROP, DROP, stream)
         noise = torch.randn(clean.shape, generator=stream)
         concat = latents[subjects, reference].float()
         embedding = embeddings[subjects, reference]
-        return zero123.training_loss(model, clean, concat, embedding, poses.float(), t, noise, *drops)
+        weights = importance(data, subjects, target, clean.shape[-1], settings.foreground_weight)
+        return zero123.training_loss(model, clean, concat, embedding, poses.float(), t, noise, *drops, weights)
 
     fit(_trained(model), loss, settings.fit, work, report)
     save_zero123(model, out)
@@ -240,10 +261,11 @@ def train_refiner(
             else caption(data.instances[i], data.azimuth[i, v].item(), data.polar[i, v].item(), draw)
             for i, v, draw in zip(subjects.tolist(), views.tolist(), draws, strict=True)
         ]
-        t = torch.randint(model.scheduler.config.num_train_timesteps, (count,), generator=stream)
+        t = draw_timesteps(count, settings, model.scheduler.config.num_train_timesteps, stream)
         clean = latents[subjects, views].float() * scale
         noise = torch.randn(clean.shape, generator=stream)
-        return latent_diffusion.training_loss(model, clean, model.embed(texts), t, noise)
+        weights = importance(data, subjects, views, clean.shape[-1], settings.foreground_weight)
+        return latent_diffusion.training_loss(model, clean, model.embed(texts), t, noise, weights)
 
     fit(nn.ModuleDict({"unet": model.unet}), loss, settings.fit, work, report)
     save_refiner(model, out)

@@ -1,7 +1,7 @@
 """Settings of the small models' data and training; the values, all [ours], are in experiments/toyworld/params.yaml."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -57,9 +57,11 @@ class AutoencoderSettings(_Strict):
     channels: list[Count] = Field(description="Channels per level; each level after the first halves the side")
     foreground_weight: float = Field(ge=1, description="Weight of foreground pixels against background pixels")
     kl_weight: float = Field(ge=0, description="Weight of the divergence from the unit Gaussian, per latent element")
-    perceptual_weight: float = Field(ge=0, description="Weight of LPIPS beside the weighted L1, decoder phase only")
+    squared_weight: float = Field(ge=0, description="Weight of the squared error beside the absolute one")
+    perceptual_weight: float = Field(ge=0, description="Weight of LPIPS beside them, `sharpen` only")
+    latent_weight: float = Field(ge=0, description="Weight of the latents' squared drift, `sharpen` only")
     fit: FitSettings
-    decoder: FitSettings = Field(description="The decoder's own, later training on fixed latents")
+    sharpen: FitSettings = Field(description="The later training, whose latents hardly move")
 
 
 class DiffusionSettings(_Strict):
@@ -69,6 +71,9 @@ class DiffusionSettings(_Strict):
     attention: list[bool] = Field(description="Whether a level has cross- and self-attention, finest first")
     heads: Count = Field(description="Attention heads")
     layers: Count = Field(description="Residual blocks per level")
+    foreground_weight: float = Field(ge=1, description="Weight of the object's latent pixels against the others")
+    low_noise_share: Fraction = Field(description="Share of examples at timesteps below `low_noise`; 0 is uniform")
+    low_noise: Fraction = Field(description="End of the low noise, as a share of the schedule")
     fit: FitSettings
 
 
@@ -81,14 +86,41 @@ class CheckSettings(_Strict):
     min_angle_deg: float = Field(
         ge=0, lt=180, description="Those views lie farther than this from the reference, degrees"
     )
-    steps: Count = Field(description="DDIM steps of a whole walk")
-    guidance: float = Field(ge=0, description="Classifier-free guidance of both diffusion models")
+    steps: Count = Field(description="DDIM steps of Zero-1-to-3")
+    guidance: float = Field(ge=0, description="Zero-1-to-3's classifier-free guidance")
     eta: Fraction = Field(description="Zero-1-to-3's DDIM noise: 0 deterministic, 1 as noisy as DDPM")
     strength: Fraction = Field(description="Noise that the refiner starts from")
+    refine_guidance: float = Field(ge=0, description="The refiner's classifier-free guidance")
+    refine_steps: Count = Field(description="DDIM steps of the refiner's whole walk; it takes `strength` of them")
+    caption: Literal["generic", "colored", "specific"] = Field(description="Level of the refiner's prompt")
+    draw_poses: Count = Field(description="Views whose samples are refined, evenly among the views asked for")
+    raw_samples: int = Field(ge=2, description="Zero-1-to-3 samples of each of them")
+    draws: int = Field(ge=2, description="Refinements of the first sample of each of them")
     white_threshold: Annotated[int, Field(ge=1, le=255)] = Field(
         description="A pixel with a channel below this is foreground"
     )
+    part_pixels: Count = Field(description="A part is seen where it covers at least this many pixels")
+    side_margin: float = Field(
+        ge=0, lt=1, description="Least distance of a camera's unit vector from the plane between left and right, or "
+        "front and back, where the side is asked for"
+    )  # fmt: skip
     batch: Count = Field(description="Images per forward pass")
+
+
+class PruningSettings(_Strict):
+    """How pruning's thresholds are chosen and measured: `cad toyworld pruning`."""
+
+    instances: Count = Field(description="Instances per family, so many of training and so many held out")
+    poses: Count = Field(description="Poses per instance, uniform on the sphere")
+    reference_polar_deg: float = Field(gt=0, lt=180, description="Polar angle of the reference views, degrees")
+    max_bad_pixels: list[Annotated[int, Field(ge=0)]] = Field(
+        min_length=1, description="Candidates of prune.max_bad_pixels, pixels"
+    )
+    min_clip_similarity: list[Annotated[float, Field(ge=-1, le=1)]] = Field(
+        min_length=1, description="Candidates of prune.min_clip_similarity, a cosine"
+    )
+    min_recall: Fraction = Field(description="A pair of thresholds must keep this share of the good training poses")
+    draws: Count = Field(description="Bootstrap samples behind an interval")
 
 
 class ToyworldSettings(_Strict):
@@ -103,6 +135,7 @@ class ToyworldSettings(_Strict):
     zero123: DiffusionSettings
     refiner: DiffusionSettings
     check: CheckSettings
+    pruning: PruningSettings
 
 
 def load_settings(path: Path) -> ToyworldSettings:

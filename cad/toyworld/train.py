@@ -8,12 +8,12 @@ from cad.errors import UserError
 from cad.toyworld.autoencoder import train_autoencoder
 from cad.toyworld.clip import train_clip
 from cad.toyworld.dataset import Dataset, render_dataset
-from cad.toyworld.decoder import train_decoder
 from cad.toyworld.diffusion import export_refiner, export_zero123, train_refiner, train_zero123
 from cad.toyworld.settings import ToyworldSettings
+from cad.toyworld.sharpen import sharpen_autoencoder
 
-MODELS = ("clip", "clip-evaluation", "autoencoder", "decoder", "zero123", "refiner")
-NEEDS = {"decoder": ("autoencoder",), "zero123": ("clip", "autoencoder"), "refiner": ("clip", "autoencoder")}
+MODELS = ("clip", "clip-evaluation", "autoencoder", "sharpen", "zero123", "refiner")
+NEEDS = {"sharpen": ("autoencoder",), "zero123": ("clip", "autoencoder"), "refiner": ("clip", "autoencoder")}
 
 
 def render(settings: ToyworldSettings, work: Path) -> None:
@@ -43,8 +43,8 @@ def train(name: str, settings: ToyworldSettings, work: Path, weights: Path, repo
         train_clip(settings.clip_evaluation, data, seed, name, place, out, report)
     elif name == "autoencoder":
         train_autoencoder(settings.autoencoder, data, seed, place, out, report)
-    elif name == "decoder":
-        train_decoder(settings.autoencoder, data, seed, weights, place, report)
+    elif name == "sharpen":
+        sharpen_autoencoder(settings.autoencoder, data, seed, weights, place, report)
     elif name == "zero123":
         train_zero123(settings.zero123, data, seed, weights, place, out, report)
     else:

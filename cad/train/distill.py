@@ -68,7 +68,7 @@ class Distiller:
                 f"discriminator.mbstd_group = {judge.mbstd_group}; make it a multiple"
             )
         self.stage, self.settings, self.shape, self.judge = stage, settings, shape, judge
-        self.reals, self.context, self.lens = reals, context, optics(shape, camera)
+        self.reals, self.context, self.lens = reals, context, optics(shape, camera, settings.bf16)
         self.generator = Generator(shape)
         self.discriminator = Discriminator(judge, shape.output_resolution)
         initialise(self.generator, seeded(context.seed, context.object, stage, "weights", "generator"))
@@ -104,7 +104,12 @@ class Distiller:
     def logits(self, image: Tensor, raw: Tensor, labels: Tensor, show: Show, draws: torch.Generator) -> Tensor:
         """D's opinion [B, 1] of images as they are shown to it."""
         image, raw = shown(image, raw, show.sigma, show.p, draws)
-        return self.discriminator(image, raw, self.label(labels, draws))
+        return self.judged(image, raw, self.label(labels, draws))
+
+    def judged(self, image: Tensor, raw: Tensor, labels: Tensor) -> Tensor:
+        """D's logits [B, 1] in the stage's precision."""
+        with torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.settings.bf16):
+            return self.discriminator(image, raw, labels)
 
     def label(self, labels: Tensor, draws: torch.Generator) -> Tensor:
         """Pose labels [B, 25] as D gets them: with noise only where the profile asks for it."""
@@ -140,7 +145,7 @@ class Distiller:
         draws = self.draws(step, "r1")
         image, raw, labels = self.real_views(draws)
         image, raw = (x.detach().requires_grad_() for x in shown(image, raw, show.sigma, show.p, draws))
-        real = self.discriminator(image, raw, self.label(labels, draws))
+        real = self.judged(image, raw, self.label(labels, draws))
         penalty = r1_penalty(real, [image, raw], self.settings.r1_gamma)
         descend(penalty * self.settings.r1_interval, {"optimizer_d": self.optimizer_d}, self.stage, "r1", step)
         return {"r1": penalty.item()}

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from cad.artifacts import Checkpoint
 from cad.config import CameraSettings, GeneratorSettings, Stage2Settings
+from cad.errors import UserError
 from cad.models.generator import Generator
 from cad.models.layers import initialise
 from cad.models.upsampler3d import PlaneUpsampler
@@ -56,7 +58,7 @@ class LoadedGenerator(NamedTuple):
         return planes.expand(count, -1, -1, -1, -1), w.expand(count, -1), cameras
 
     def _optics(self, sampling: Sampling) -> Optics:
-        return replace(optics(self.settings, self.camera), sampling=sampling)
+        return replace(optics(self.settings, self.camera, bf16=False), sampling=sampling)
 
 
 def load_generator(folder: Path, kind: str, device: torch.device) -> LoadedGenerator:
@@ -82,13 +84,23 @@ def untrained_generator(folder: Path, kind: str, seed: int, device: torch.device
 
 
 def _build(checkpoint: Checkpoint, device: torch.device) -> LoadedGenerator:
-    """Networks in the shapes that the checkpoint records, without weights."""
+    """Networks in the shapes that the checkpoint records, without weights.
+
+    Raises UserError for settings of another version of this package.
+    """
     stored = checkpoint.state["settings"]
-    shape = GeneratorSettings.model_validate(stored["generator"])
-    camera = CameraSettings.model_validate(stored["camera"])
     upsampler = None
-    if "upsampler_ema" in checkpoint.groups:
-        stage2 = Stage2Settings.model_validate(stored["stage2"])
+    try:
+        shape = GeneratorSettings.model_validate(stored["generator"])
+        camera = CameraSettings.model_validate(stored["camera"])
+        stage2 = Stage2Settings.model_validate(stored["stage2"]) if "upsampler_ema" in checkpoint.groups else None
+    except ValidationError as fault:
+        where = ".".join(str(part) for part in fault.errors()[0]["loc"])
+        raise UserError(
+            f"{checkpoint.folder / 'state.json'}: its settings are another version's ({where}: "
+            f"{fault.errors()[0]['msg'].lower()}); train it again"
+        ) from fault
+    if stage2 is not None:
         upsampler = PlaneUpsampler(stage2, shape.plane_channels, shape.w_dim).requires_grad_(False).eval().to(device)
     generator = Generator(shape).requires_grad_(False).eval().to(device)
     return LoadedGenerator(generator, upsampler, shape, camera, device)

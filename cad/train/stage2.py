@@ -113,18 +113,23 @@ class Branch3D:
         images, _ = draw_reals(self.players.reals, batch, draws, device)
         return crop(images, crop_places(batch, size, self.players.lens.resolution, draws), size)
 
+    def judged(self, patches: Tensor) -> Tensor:
+        """The patch discriminator's logits [B, 1] in the stage's precision."""
+        with torch.autocast(patches.device.type, torch.bfloat16, enabled=self.settings.bf16):
+            return self.patches(patches)
+
     def discriminator_step(self, step: int, fake: Tensor) -> dict[str, float]:
         """Eq. 7 for the patch discriminator ("a similar objective"), without pose and augmentation; R1 when due."""
         draws, s = self.players.draws(step, "patch discriminator"), self.settings
         own = {"optimizer_patch": self.optimizer_patch}
-        real_logits, fake_logits = self.patches(self.real_patches(draws)), self.patches(fake)
+        real_logits, fake_logits = self.judged(self.real_patches(draws)), self.judged(fake)
         loss = discriminator_loss(fake_logits, real_logits)
         values = {"grad_patch": descend(loss, own, "stage2", "patch discriminator", step), "loss_patch_d": loss.item()}
         values["patch_real_sign"] = real_logits.detach().sign().mean().item()
         values["patch_fake_sign"] = fake_logits.detach().sign().mean().item()
         if step % s.patch_r1_interval == 0 and s.patch_r1_gamma > 0:
             real = self.real_patches(self.players.draws(step, "patch r1")).requires_grad_()
-            penalty = r1_penalty(self.patches(real), [real], s.patch_r1_gamma)
+            penalty = r1_penalty(self.judged(real), [real], s.patch_r1_gamma)
             descend(penalty * s.patch_r1_interval, own, "stage2", "patch r1", step)
             values["patch_r1"] = penalty.item()
         return values
@@ -133,7 +138,7 @@ class Branch3D:
         """Eq. 10 and the patch discriminator's opinion, unweighted."""
         return {
             "lpips": consistency_loss(self.distance, patches.rendered, patches.target),
-            "loss_patch_g": generator_loss(self.patches(patches.rendered)),
+            "loss_patch_g": generator_loss(self.judged(patches.rendered)),
         }
 
 

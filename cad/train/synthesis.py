@@ -16,12 +16,16 @@ from cad.render.reference import Sampling
 
 @dataclass(frozen=True)
 class Optics:
-    """The camera of a generator: focal in image sides, raw and output resolution in pixels, where rays are sampled."""
+    """The camera of a generator: focal in image sides, raw and output resolution in pixels, where rays are sampled.
+
+    bf16: whether the 2D upsampler computes in bfloat16.
+    """
 
     focal: float
     raw_resolution: int
     resolution: int
     sampling: Sampling
+    bf16: bool
 
 
 class Branch2D(NamedTuple):
@@ -41,11 +45,11 @@ class View(NamedTuple):
     depth: Tensor
 
 
-def optics(settings: GeneratorSettings, camera: CameraSettings) -> Optics:
+def optics(settings: GeneratorSettings, camera: CameraSettings, bf16: bool) -> Optics:
     """The optics that a generator is trained with."""
     near, far = near_far(camera.radius, camera.half_side)
     sampling = Sampling(near, far, camera.half_side, settings.coarse_samples, settings.fine_samples)
-    return Optics(focal_length(camera.fov_deg), settings.raw_resolution, settings.output_resolution, sampling)
+    return Optics(focal_length(camera.fov_deg), settings.raw_resolution, settings.output_resolution, sampling, bf16)
 
 
 def branch_2d(
@@ -56,7 +60,9 @@ def branch_2d(
         planes, generator.decoder, cameras, lens.focal, lens.raw_resolution, lens.sampling, jitter
     )
     raw = features[:, :3] * 2 - 1
-    return Branch2D(generator.upsampler(features, raw, w), raw, opacity, depth)
+    with torch.autocast(planes.device.type, torch.bfloat16, enabled=lens.bf16):
+        image = generator.upsampler(features, raw, w)
+    return Branch2D(image, raw, opacity, depth)
 
 
 def lifted_planes(upsampler: PlaneUpsampler | None, planes: Tensor, w: Tensor) -> Tensor:

@@ -1,13 +1,17 @@
 import errno
+import fcntl
+import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 import cad
 from cad.artifacts import workspace
+from cad.artifacts.workspace import work_folder
 from cad.errors import UserError
 
 IDENTITY = {"stage": "prior", "settings": {"steps": 20}, "inputs": {"input": "abc"}, "seed": 0}
@@ -53,10 +57,43 @@ def test_a_failed_stage_resumes_in_the_same_folder_and_another_configuration_doe
         assert (again / "shard").read_text() == "kept"
 
 
-def test_a_refused_input_leaves_nothing():
-    with pytest.raises(UserError, match="tiny"), workspace(OUT, IDENTITY):
-        raise UserError("image.png: tiny; take a larger one")
-    assert list(Path().iterdir()) == []
+def test_a_refused_input_leaves_nothing_but_a_note_of_it_which_the_next_run_clears():
+    def refuse(out: Path, identity: dict) -> None:
+        with pytest.raises(UserError, match="tiny"), workspace(out, identity):
+            raise UserError("image.png: tiny;\n take a larger one")
+
+    refuse(OUT, IDENTITY)
+    refuse(Path("runs/robot/input"), {**IDENTITY, "stage": "input"})
+    assert [path.name for path in Path().iterdir()] == [".work"]
+    notes = [json.loads(path.read_text()) for path in Path(".work").iterdir()]
+    assert sorted(note["out"] for note in notes) == ["runs/robot/input", "runs/robot/prior"]
+    assert {note["error"] for note in notes} == {"image.png: tiny; take a larger one"}
+    with workspace(OUT, {**IDENTITY, "seed": 1}) as work:  # other settings of the same stage clear it too
+        assert len(list(Path(".work").glob("*.failed"))) == 1
+        assert list(work.iterdir()) == []
+
+
+def test_an_interrupt_is_no_failure():
+    def stop() -> None:
+        with workspace(OUT, IDENTITY) as work:
+            (work / "half").write_text("")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop()
+    assert list(Path(".work").iterdir()) == [work_folder(IDENTITY)]
+
+
+def test_a_lock_that_somebody_holds_for_a_moment_is_waited_for():
+    work = work_folder(IDENTITY)
+    work.parent.mkdir()
+    with work.with_name(f"{work.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # as `cad status` does
+        release = threading.Timer(0.05, lambda: fcntl.flock(file, fcntl.LOCK_UN))
+        release.start()
+        fill("done")
+        release.join()
+    assert (OUT / "result").read_text() == "done"
 
 
 def test_an_existing_output_is_replaced_as_a_whole():

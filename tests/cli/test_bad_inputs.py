@@ -95,7 +95,8 @@ def noise(path: Path) -> None:
 )
 def test_a_bad_picture_or_prompt(project: Any, cad: Any, spoil: Callable[[Path, Path], Any], said: str) -> None:
     spoil(project / IMAGE, project / PROMPT)
-    refused(cad("input", "robot"), said, project, "runs", ".work")
+    refused(cad("input", "robot"), said, project, "runs")
+    assert [path.suffix for path in (project / ".work").iterdir()] == [".failed"], "a note for `cad status`"
 
 
 @pytest.mark.parametrize(
@@ -107,6 +108,11 @@ def test_a_bad_picture_or_prompt(project: Any, cad: Any, spoil: Callable[[Path, 
         ({"camera.half_side": 1.5}, ("orbit", "robot"), "params.yaml: camera: the camera stands inside"),
         ({}, ("evaluate", "robott"), "evaluations.robott: there is no entry 'robott'; did you mean robot?"),
         ({}, ("prior", "sample", "robot"), "runs/robot/input: is missing; run `dvc repro input@robot` first"),
+        (
+            {"objects.robot.toyworld": {"family": "rocket", "seed": 1}},
+            ("input", "robot"),
+            "params.yaml: objects.robot.toyworld.family: input should be 'robot', 'car'",
+        ),
         ({"seeed": 3}, ("report", "all"), "params.yaml: seeed: unknown key; did you mean seed?"),
     ],
 )

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
-from cad.artifacts import Checkpoint, InputArtifact
-from cad.config import CameraSettings, GeneratorSettings, ObjectSettings, OrbitSettings
+from cad.artifacts import Checkpoint, InputArtifact, PriorCacheWriter
+from cad.camera import sphere_poses
+from cad.config import CameraSettings, GeneratorSettings, ModelPaths, ObjectSettings, OrbitSettings
 from cad.context import Context
 from cad.models.generator import Generator
 from cad.models.layers import initialise
@@ -18,7 +19,8 @@ from cad.seeding import generator
 from cad.toyworld import world
 
 PROMPT = "a toy mug"
-SIDE = 16
+SIDE = 32  # LPIPS needs 31
+WEIGHTS = Path(__file__).parents[2] / "data/weights"
 
 
 class Listener:
@@ -70,6 +72,24 @@ def input_dir(tmp_path_factory: pytest.TempPathFactory, camera: CameraSettings) 
     views = world.render_views(world.instance("mug", 1_000_001), orbit_poses(1, np.radians(70), np.pi), camera, SIDE)
     InputArtifact.write(folder, views.images[0], views.silhouettes[0], PROMPT, "mug", 180.0, 70.0, "0" * 64)
     return folder
+
+
+@pytest.fixture(scope="session")
+def refine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Refined samples of noise: three poses, two draws each."""
+    folder = tmp_path_factory.mktemp("run") / "refine"
+    images = np.random.default_rng(0).integers(0, 256, (3, 2, SIDE, SIDE, 3), dtype=np.uint8)
+    writer = PriorCacheWriter(folder, sphere_poses(3, generator("poses")), [0, 4, 5], 2, SIDE, 3)
+    writer.write_shard(0, images)
+    writer.finish()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models() -> ModelPaths:
+    """Paths of which only the LPIPS trunk exists: no test here loads the others."""
+    nowhere = {name: "nowhere" for name in ModelPaths.model_fields}
+    return ModelPaths.model_validate({**nowhere, "lpips": str(WEIGHTS / "lpips/alexnet.safetensors")})
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ def rendered(orbit_settings, camera, stage2_dir, input_dir, tmp_path, context):
 
 def test_an_orbit_is_complete(rendered, context, input_dir):
     orbit = Orbit.open(rendered)
-    assert (orbit.branches, orbit.seeds, len(orbit), orbit.resolution) == (["2d", "3d"], [0, 1], 6, 16)
+    assert (orbit.branches, orbit.seeds, len(orbit), orbit.resolution) == (["2d", "3d"], [0, 1], 6, 32)
     assert orbit.azimuth[0] == pytest.approx(math.pi)  # the reference view
     np.testing.assert_allclose(orbit.polar, math.radians(70))
     np.testing.assert_allclose(np.diff(orbit.azimuth), math.pi / 3)

@@ -30,7 +30,8 @@ def test_modulated_convolution_is_the_explicit_per_sample_one(batch, inputs, out
         weight = layer.weight / math.sqrt(inputs * kernel**2) * style[None, :, None, None]
         if demodulate:
             weight = weight / (weight.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
-        torch.testing.assert_close(got[b : b + 1], conv2d(x[b : b + 1], weight, layer.bias, padding=kernel // 2))
+        edge = torch.arange(-(kernel // 2), 6 + kernel // 2).clamp(0, 5)  # the border pixels go on
+        torch.testing.assert_close(got[b : b + 1], conv2d(x[b : b + 1][..., edge, :][..., edge], weight, layer.bias))
 
 
 def test_a_linear_layer_scales_by_hand():

@@ -66,13 +66,17 @@ def test_prompt_changes_the_image(refiner):
     assert (red - blue).abs().max() > 1e-4
 
 
-def test_training_loss_is_the_noise_error(refiner):
+def test_training_loss_is_the_weighted_noise_error(refiner):
     latents, noise, t = draw("x", 2, 4, 8, 8), draw("n", 2, 4, 8, 8), torch.tensor([5, 800])
     context = refiner.embed(["a robot", ""])
     a = refiner.scheduler.alphas_cumprod[t][:, None, None, None]
     predicted = refiner.unet(a.sqrt() * latents + (1 - a).sqrt() * noise, t, encoder_hidden_states=context).sample
-    loss = training_loss(refiner, latents, context, t, noise)
-    assert loss.item() == pytest.approx(((predicted - noise) ** 2).mean().item(), rel=1e-5)
+    weights = torch.ones(2, 1, 8, 8)
+    weights[:, :, :4], weights[:, :, 4:] = 1.5, 0.5
+    loss = training_loss(refiner, latents, context, t, noise, weights)
+    error = (predicted - noise) ** 2
+    expected = 0.75 * error[:, :, :4].mean() + 0.25 * error[:, :, 4:].mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_missing_part_is_named(refiner_folder, tmp_path):

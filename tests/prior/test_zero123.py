@@ -139,7 +139,8 @@ def test_training_loss_drops_what_sampling_drops(spied):
     embedding, pose = draw("e", 4, 12), draw("p", 4, 4)
     t = torch.tensor([1, 300, 600, 999])
     no_embedding, no_concat = torch.tensor([True, True, False, False]), torch.tensor([False, True, True, False])
-    loss = training_loss(spied, latents, concat, embedding, pose, t, noise, no_embedding, no_concat)
+    even = torch.ones(4, 1, 8, 8)
+    loss = training_loss(spied, latents, concat, embedding, pose, t, noise, no_embedding, no_concat, even)
     ((sample, times, context),) = spied.unet.calls
     assert times is t
     assert [bool((row == 0).all()) for row in context] == no_embedding.tolist()
@@ -157,7 +158,7 @@ def test_training_loss_reaches_unet_and_projection(zero123_folder):
     keep = torch.zeros(2, dtype=torch.bool)
     training_loss(
         model, draw("x", 2, 4, 8, 8), draw("c", 2, 4, 8, 8), draw("e", 2, 12), draw("p", 2, 4),
-        torch.tensor([10, 900]), draw("n", 2, 4, 8, 8), keep, keep,
+        torch.tensor([10, 900]), draw("n", 2, 4, 8, 8), keep, keep, torch.ones(2, 1, 8, 8),
     ).backward()  # fmt: skip
     assert model.unet.conv_in.weight.grad.abs().sum() > 0
     assert model.cc_projection.projection.weight.grad.abs().sum() > 0

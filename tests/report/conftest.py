@@ -31,8 +31,8 @@ def picture(azimuth: float, tint: int) -> np.ndarray:
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
 
 
-def metrics(digest: str, image: float) -> dict:
-    """A metrics file as evaluate writes it."""
+def metrics(digest: str, image: float, subject: str = "robot") -> dict:
+    """A metrics file as evaluate writes it, of an object that clears every bar."""
 
     def row(image: float, text: float, **more: float) -> dict:
         return {"image": image, "text": text, "views": FRAMES, **more}
@@ -45,14 +45,32 @@ def metrics(digest: str, image: float) -> dict:
         "other": row(60.0, 15.0),
         "untrained": row(41.5, 12.0),
     }
-    truth = {name: {"azimuth_right": 0.5, "silhouette_iou": 0.8} for name in rows}
+    right = {"3d": 0.95, "2d": 0.9, "truth": 1.0, "copied": 0.175, "other": 0.2, "untrained": 0.15}
+    overlap = {"3d": 0.85, "2d": 0.8, "truth": 1.0, "copied": 0.7, "other": 0.5, "untrained": 0.0}
+    truth = {
+        name: {"azimuth_right": right[name], "azimuth_right_seeds": [right[name]], "silhouette_iou": overlap[name]}
+        for name in rows
+    }
+    truth["3d"] |= {"azimuth_right_std": 0.05, "azimuth_right_seeds": [0.95, 0.9, 1.0], "silhouette_iou_std": 0.01}
+    kid = {"3d": 40.0, "2d": 30.0, "truth": -0.5, "copied": 200.0, "other": 400.0, "untrained": 500.0}
+    warped = {"3d": (2.0, 7.0), "2d": (4.0, 8.0), "truth": (1.0, 9.0), "other": (1.5, 8.5)}
     part = {
         "kind": "transformers", "model": "data/weights/clip-evaluation", "pretrained": None, "weights": digest,
         "preprocessing": "white background, bicubic to 64x64", "rows": rows,
     }  # fmt: skip
     return {
-        "schema": 1, "object": "robot", "prompt": "a red toy robot with a yellow head", "frames": FRAMES, "seeds": 3,
+        "schema": 1, "object": subject, "prompt": "a red toy robot with a yellow head", "frames": FRAMES, "seeds": 3,
         "scorers": {OWN: part}, "truth": {"within_deg": 30.0, "chance": 0.175, "rows": truth},
+        "distribution": {"features": OWN, "unit": "KID x 1000", "rows": {row: {"kid": x} for row, x in kid.items()}},
+        "diversity": {
+            "distance": "LPIPS (AlexNet)", "refined": 0.2,
+            "rows": {"3d": {"lpips": 0.12}, "2d": {"lpips": 0.1}, "copied": {"lpips": 0.0}},
+        },
+        "consistency": {
+            "step_frames": 10, "unit": "mean absolute RGB difference, grey levels of 255",
+            "rows": {row: {"warp_error": a, "still_error": b, "pixels": 900} for row, (a, b) in warped.items()},
+        },
+        "relative_image": {OWN: {"3d": 0.75, "2d": 0.8}},
     }  # fmt: skip
 
 

@@ -9,7 +9,9 @@ import pytest
 
 from cad.artifacts import read_image
 from cad.errors import UserError
-from cad.report.overview import COLUMNS, draw_overview, runs, shown_poses
+from cad.report.canvas import runs
+from cad.report.objects import objects_png
+from cad.report.overview import WHOLE, Extent, draw_overview, shown_poses
 
 
 def test_the_figure_is_drawn_and_deterministic(run, tmp_path):
@@ -40,10 +42,34 @@ def decisions(kept: list[bool]) -> pd.DataFrame:
 )
 def test_shown_poses(kept, rejected, shown):
     table = decisions([True] * kept + [False] * rejected)
-    chosen = shown_poses(table)
+    chosen = shown_poses(table, WHOLE)
     assert (int(table["kept"][chosen].sum()), int((~table["kept"][chosen]).sum())) == shown
-    assert len(set(chosen)) == len(chosen) <= COLUMNS
+    assert len(set(chosen)) == len(chosen) <= WHOLE.poses
     assert table["azimuth"][chosen].is_monotonic_increasing
+
+
+def test_a_smaller_figure_shows_fewer_of_both():
+    small = Extent(poses=4, rejected=1, samples=1, draws=2, azimuths=6)
+    table = decisions([True] * 20 + [False] * 20)
+    assert sorted(table["kept"][shown_poses(table, small)]) == [False, True, True, True]
+
+
+def test_the_figure_of_all_objects_has_a_band_for_each(run, tmp_path):
+    pictures = []
+    for k, runs_shown in enumerate(([run], [run, run], [run, run])):
+        (tmp_path / f"{k}.png").write_bytes(objects_png(runs_shown))
+        pictures.append(read_image(tmp_path / f"{k}.png")[..., :3].astype(int))
+    one, two, again = pictures
+    assert (two == again).all()
+    assert one.shape[1] == two.shape[1] > 1800
+    assert 1.7 * len(one) < len(two) < 2 * len(one)  # the heads stand once
+    band = len(one) // 2
+    assert abs(two[-band:] - one[-band:]).mean() < 1  # the second band is the same run again
+
+
+def test_the_figure_of_all_objects_names_a_broken_folder(run, tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        objects_png([run, dataclasses.replace(run, orbit=tmp_path / "nowhere")])
 
 
 def test_runs_of_labels():
@@ -69,7 +95,7 @@ def test_reports_need_no_torch(run, tmp_path):
     code = (
         "import sys, dataclasses; from pathlib import Path\n"
         "import cad.report.page; from cad.report.overview import RunFolders, draw_overview\n"
-        "from cad.report.table1 import write_table1\n"
+        "from cad.report.table1_forms import write_table1\n"
         f"run = RunFolders(**{{k: Path(v) for k, v in { ({k: str(v) for k, v in vars(run).items()})!r}.items()}})\n"
         f"draw_overview(run, Path({str(tmp_path / 'a.png')!r}))\n"
         f"write_table1({{'ours': run.evaluate / 'metrics.json'}}, Path({str(tmp_path)!r}))\n"

@@ -15,18 +15,24 @@ def params():
     stages = ("input", "prior", "prune", "refine", "stage1", "stage2", "orbit")
     above = {**dict.fromkeys(stages, "robot"), "object": "robot"}
     report = SimpleNamespace(rows={"CAD (mini)": "robot"})
-    return SimpleNamespace(profile="mini", report=report, ancestors=lambda section, entry: above)
+    return SimpleNamespace(
+        profile="mini", report=report, ancestors=lambda section, entry: above, object_of=lambda section, entry: "robot"
+    )
 
 
 def test_the_page_has_all_and_says_where_from(run, params, tmp_path):
     reports = tmp_path / "reports"
     write_report(params, run.input.parent.parent, reports)
     assert sorted(path.name for path in reports.iterdir()) == [
-        "index.md", "overview.png", "table1.csv", "table1.md", "table1.tex",
+        "bars.csv", "bars.md", "index.md", "measures.csv", "measures.md", "overview-robot.png", "overview.png",
+        "table1.csv", "table1.md", "table1.tex",
     ]  # fmt: skip
     page = (reports / "index.md").read_text()
     assert (reports / "table1.md").read_text().splitlines()[2] in page
-    assert "(overview.png)" in page
+    for name in ("overview.png", "overview-robot.png", "measures.csv", "bars.csv", "table1.tex"):
+        assert f"({name})" in page
+    assert "What each measure says" in page
+    assert "19 of 19 bars met." in page
     assert digest(run.evaluate / "metrics.json")[:16] in page
     assert "kept 18 of 24 poses" in page
     assert "precision 0.83 and recall —" in page
@@ -43,6 +49,7 @@ def test_show_prints_the_table_and_the_paths(run, params, tmp_path, capsys):
     show_report(tmp_path)
     said = capsys.readouterr().out
     assert "Table 1" in said
+    assert "19 of 19 bars met" in said
     assert "overview.png" in said.replace("\n", "")
 
 

@@ -7,16 +7,9 @@ from rich.console import Console
 
 from cad.errors import UserError
 from cad.report import paper
-from cad.report.table1 import (
-    Cell,
-    Line,
-    build_table,
-    from_csv,
-    latex_escape,
-    ranked,
-    show_table1,
-    write_table1,
-)
+from cad.report.markup import latex_escape
+from cad.report.table1 import Cell, Line, build_table, from_csv, mean_lines, ranked
+from cad.report.table1_forms import show_table1, write_table1
 from tests.report.conftest import OWN, metrics
 
 L14, B32 = "ViT-L/14 (OpenAI)", "ViT-B/32 (OpenAI)"
@@ -148,3 +141,72 @@ def test_a_missing_or_foreign_csv_is_a_user_error(tmp_path):
     (tmp_path / "table1.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match=r"table1\.csv"):
         from_csv(tmp_path / "table1.csv")
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Metrics files of one method on two objects, image scores 70 and 80, and of a variant on one of them."""
+    rows = {}
+    for name, image, subject in (("CAD, mug", 70.0, "mug"), ("CAD, car", 80.0, "car"), ("without ADA", 60.0, "car")):
+        rows[name] = tmp_path / f"{name}.json"
+        rows[name].write_text(json.dumps(metrics("ab" * 32, image, subject)))
+    return rows
+
+
+def test_means_over_objects_stand_first_each_object_counting_once(two):
+    table = build_table(two)
+    assert [line.label for line in table.lines if line.source != "paper"] == [
+        "CAD, mean of 2", "CAD, 2D branch, mean of 2", "True object (ceiling), mean of 2",
+        "Reference copied†, mean of 2", "Another object, mean of 2", "Untrained generator, mean of 2",
+        "CAD, mug", "CAD, mug, 2D branch", "True object (ceiling) for mug", "Reference copied† for mug",
+        "Another object for mug", "Untrained generator for mug",
+        "CAD, car", "CAD, car, 2D branch", "without ADA", "without ADA, 2D branch", "True object (ceiling) for car",
+        "Reference copied† for car", "Another object for car", "Untrained generator for car",
+    ]  # fmt: skip
+    cell = lines(table, "ours")["CAD, mean of 2"].cells[OWN, "image"]
+    assert cell.value == 75.0
+    assert cell.std == pytest.approx(50**0.5)  # of 70 and 80: sqrt((25 + 25) / (2 - 1)); the seeds' 0.42 does not enter
+    assert cell.rank == 4  # among the means: copied 100, truth 92, 2D branch 78
+    copied = lines(table, "control")["Reference copied†, mean of 2"].cells[OWN, "image"]
+    assert (copied.value, copied.std, copied.rank) == (100.0, 0.0, 1)
+
+
+def test_a_variant_of_one_object_has_no_mean_and_takes_part_in_the_ranks_of_its_object(two):
+    rows = lines(build_table(two), "ours")
+    assert not any(label.startswith("without ADA") and "mean" in label for label in rows)
+    assert rows["CAD, car"].cells[OWN, "image"].rank == 4
+    assert rows["without ADA"].cells[OWN, "image"].rank == 6  # below its 2D branch's 63, beside another object's 60
+
+
+def test_a_mean_needs_every_object_under_the_same_scorer(two, tmp_path):
+    content = metrics("cd" * 32, 80.0, "car")  # other weights under the same name: another scorer
+    del content["scorers"][OWN]["rows"]["other"]
+    two["CAD, car"].write_text(json.dumps(content))
+    two.pop("without ADA")
+    table = build_table(two)
+    assert not any(line.object.startswith("mean of") for line in table.lines)
+    assert "± in these rows" not in "".join(open_md(two, tmp_path))
+
+
+def open_md(rows, folder):
+    write_table1(rows, folder)
+    return (folder / "table1.md").read_text()
+
+
+def test_the_spread_of_the_means_is_said_exactly(two, tmp_path):
+    text = open_md(two, tmp_path)
+    assert "| CAD, mean of 2 | — | — | 75.00 ± 7.07 |" in text
+    assert "mean over the objects mug and car, each of which counts once" in text
+    assert "standard deviation (n - 1) of those 2 means, not of seeds" in text
+    assert from_csv(tmp_path / "table1.csv") == build_table(two)
+    latex = (tmp_path / "table1.tex").read_text()
+    assert latex.isascii()
+    assert latex.count(r"\midrule") == 7  # paper; then ours and what stands beside: of the means, the mug, the car
+
+
+def test_mean_lines_leave_out_what_is_not_measured_everywhere():
+    cells = {("s", "image"): Cell(1.0, None, None), ("s", "text"): Cell(2.0, None, None)}
+    one, other = Line("a", "ours", "a", cells), Line("b", "ours", "b", {("s", "image"): Cell(4.0, 0.1, None)})
+    (mean,) = mean_lines({("CAD", "3d"): {"a": one, "b": other}, ("CAD", "2d"): {"a": one}}, ["a", "b"])
+    assert set(mean.cells) == {("s", "image")}
+    assert mean.cells["s", "image"].value == 2.5

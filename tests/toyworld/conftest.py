@@ -13,7 +13,10 @@ from cad.toyworld.settings import ToyworldSettings
 
 FIT = {"steps": 2, "batch": 4, "lr": 1e-3, "warmup": 1, "cooldown": 0.5, "ema": 0.9, "bf16": False}
 CLIP = {"patch": 8, "width": 16, "vision_layers": 1, "text_layers": 1, "fit": FIT}
-UNET = {"channels": [16, 16], "attention": [False, True], "heads": 4, "layers": 1, "fit": FIT}
+UNET = {
+    "channels": [16, 16], "attention": [False, True], "heads": 4, "layers": 1,
+    "foreground_weight": 2.0, "low_noise_share": 0.5, "low_noise": 0.5, "fit": FIT,
+}  # fmt: skip
 CAMERA = CameraSettings(fov_deg=49.1, radius=2.0, half_side=0.7, reference_azimuth_deg=180.0)
 SETTINGS = ToyworldSettings.model_validate(
     {
@@ -26,14 +29,19 @@ SETTINGS = ToyworldSettings.model_validate(
         "clip": CLIP,
         "clip_evaluation": CLIP | {"patch": 4},
         "autoencoder": {
-            "channels": [8, 8], "foreground_weight": 7.0, "kl_weight": 1e-6, "perceptual_weight": 0.5,
-            "fit": FIT, "decoder": FIT,
+            "channels": [8, 8], "foreground_weight": 7.0, "kl_weight": 1e-6, "squared_weight": 1.0,
+            "perceptual_weight": 0.5, "latent_weight": 1.0, "fit": FIT, "sharpen": FIT,
         },
         "zero123": UNET,
         "refiner": UNET,
         "check": {
             "instances": 1, "captions": 4, "views": 1, "min_angle_deg": 20.0, "steps": 2, "guidance": 3.0, "eta": 1.0,
-            "strength": 0.5, "white_threshold": 240, "batch": 3,
+            "strength": 0.5, "refine_guidance": 2.0, "refine_steps": 2, "caption": "specific", "draw_poses": 3,
+            "raw_samples": 2, "draws": 2, "white_threshold": 240, "part_pixels": 2, "side_margin": 0.1, "batch": 3,
+        },
+        "pruning": {
+            "instances": 1, "poses": 2, "reference_polar_deg": 70.0, "max_bad_pixels": [10, 256],
+            "min_clip_similarity": [-1.0, 0.9], "min_recall": 0.5, "draws": 20,
         },
     }
 )  # fmt: skip

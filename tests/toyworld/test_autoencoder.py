@@ -35,14 +35,16 @@ def test_the_loss_weighs_the_foreground_by_hand() -> None:
     output = images.clone()
     output[:, :, 0, 0] += 0.2  # error 0.2 in the foreground
     output[:, :, 1, 1] -= 0.4  # error 0.4 in one background pixel
-    found = reconstruction_loss(output, images, 7.0)
+    found = reconstruction_loss(output, images, 7.0, 0.0)
     assert found.item() == pytest.approx((7 * 0.2 + 0.4) / 10)
-    assert reconstruction_loss(output, images, 1.0).item() == pytest.approx((0.2 + 0.4) / 4)
+    assert reconstruction_loss(output, images, 1.0, 0.0).item() == pytest.approx((0.2 + 0.4) / 4)
+    squared = reconstruction_loss(output, images, 7.0, 2.0)
+    assert squared.item() == pytest.approx((7 * (0.2 + 2 * 0.04) + 0.4 + 2 * 0.16) / 10)
 
 
 def test_a_plain_picture_has_a_plain_loss() -> None:
     images = torch.ones(2, 3, 4, 4)
-    assert reconstruction_loss(images - 0.3, images, 7.0).item() == pytest.approx(0.3)
+    assert reconstruction_loss(images - 0.3, images, 7.0, 0.0).item() == pytest.approx(0.3)
 
 
 def test_latents_are_a_quarter_of_the_side(settings: ToyworldSettings) -> None:

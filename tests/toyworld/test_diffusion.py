@@ -13,6 +13,7 @@ from cad.errors import UserError
 from cad.prior import ddim
 from cad.prior.latent_diffusion import LatentDiffusion
 from cad.prior.zero123 import Zero123
+from cad.seeding import generator
 from cad.toyworld import fit as loop
 from cad.toyworld import train
 from cad.toyworld.dataset import Dataset
@@ -20,8 +21,10 @@ from cad.toyworld.diffusion import (
     build_refiner,
     build_scheduler,
     build_zero123,
+    draw_timesteps,
     encode_views,
     frozen,
+    importance,
     train_refiner,
     train_zero123,
     warm_start,
@@ -57,6 +60,30 @@ def test_zero123_has_the_published_form(weights: Path, settings: ToyworldSetting
     assert model.resolution == 16
     assert not any(p.requires_grad for part in (model.vae, model.image_encoder) for p in part.parameters())
     assert all(p.requires_grad for part in (model.unet, model.cc_projection) for p in part.parameters())
+
+
+def test_latent_pixels_of_the_object_weigh_more(data: Dataset) -> None:
+    """Two weights in the asked ratio, 1 in the mean, the larger one where any pixel of the cell is not white."""
+    subjects, views = torch.tensor([0, 3, 5]), torch.tensor([1, 0, 2])
+    weights = importance(data, subjects, views, 4, 3.0)
+    assert weights.mean().item() == pytest.approx(1)
+    dark = (data.images[subjects, views].min(-1) < 245).reshape(3, 4, 4, 4, 4).any((2, 4))
+    assert 0 < dark.mean() < 1
+    inside, outside = weights[:, 0][torch.from_numpy(dark)], weights[:, 0][torch.from_numpy(~dark)]
+    assert inside.unique().numel() == outside.unique().numel() == 1
+    assert (inside[0] / outside[0]).item() == pytest.approx(3)
+
+
+def test_timesteps_prefer_low_noise_as_told(settings: ToyworldSettings) -> None:
+    """Below the bound lie the preferred share and the uniform rest's part; a share of 0 is uniform."""
+    chosen = settings.refiner.model_copy(update={"low_noise_share": 0.6, "low_noise": 0.25})
+    drawn = draw_timesteps(50_000, chosen, 1000, generator("t"))
+    assert drawn.dtype == torch.int64
+    assert drawn.min() >= 0
+    assert drawn.max() <= 999
+    assert (drawn < 250).double().mean().item() == pytest.approx(0.6 + 0.4 * 0.25, abs=0.01)
+    uniform = draw_timesteps(50_000, chosen.model_copy(update={"low_noise_share": 0.0}), 1000, generator("t"))
+    assert (uniform < 250).double().mean().item() == pytest.approx(0.25, abs=0.01)
 
 
 def test_views_are_encoded_once(weights: Path, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

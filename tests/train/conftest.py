@@ -56,7 +56,8 @@ def judge():
 
 
 SHARED = {
-    "kimg": 0.012, "batch": 2, "lr_generator": 0.0025, "lr_discriminator": 0.002, "beta1": 0.0, "beta2": 0.99,
+    "kimg": 0.012, "batch": 2, "lr_generator": 0.0025, "lr_discriminator": 0.002, "bf16": False,
+    "beta1": 0.0, "beta2": 0.99,
     "r1_gamma": 3.0, "r1_interval": 2, "density_weight": 0.25, "density_interval": 3, "density_points": 8,
     "density_distance": 0.004, "ema_kimg": 0.01, "ema_rampup": 0.05, "checkpoint_kimg": 0.006,
     "preview_seconds": 3600.0,

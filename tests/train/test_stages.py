@@ -345,8 +345,12 @@ def test_stage_1_loads_too_and_damage_is_named(run1):
     assert loaded.upsampler is None
     with pytest.raises(UserError, match=r"state\.json: a checkpoint of 'stage1'.*stage2 run"):
         load_generator(out, "stage2", CPU)
+    state = json.loads((out / "state.json").read_text())
+    assert not {"time", "host", "device", "clock"} & set(state)
+    del state["settings"]["generator"]["z_dim"]
+    (out / "state.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match=r"state\.json: its settings are another version's \(z_dim: field required\)"):
+        load_generator(out, "stage1", CPU)
     (out / "model.safetensors").write_bytes((out / "model.safetensors").read_bytes()[:100])
     with pytest.raises(UserError, match=r"model\.safetensors"):
         load_generator(out, "stage1", CPU)
-    state = json.loads((out / "state.json").read_text())
-    assert not {"time", "host", "device", "clock"} & set(state)

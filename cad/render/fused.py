@@ -1,0 +1,274 @@
+"""The fused volume renderer: the numbers of cad/render/reference.py, compiled, with a backward pass that recomputes.
+
+`cad::render`, its backward pass and `cad::refine` are registered with torch.library, so that autograd and torch.compile
+know them. What runs is in csrc/: the mathematics in volume.h, a launcher for each device.
+
+Everywhere here, planes are [B, 3, C, H, W]; rays are origins [B, R, 3], directions [B, R, 3], depths [B, R, S]
+(ascending distances of the samples) and leave [B, R] (where the last sample ends); layers are the decoder's hidden
+weight [D, C] and bias [D], output weight [1 + F, D] and bias [1 + F]. All are float32 and on one device.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from cad.render.build import library
+from cad.render.reference import UNIFORM_SHARE, Rendered, Sampling, chord, strata
+
+# The backward pass sums this many parts of a batch apart, or more, whatever the number of threads; each part holds as
+# many rays or more as the second number says [ours].
+PARTS, RAYS_OF_A_PART = 8, 128
+
+
+@runtime_checkable
+class LayeredDecoder(Protocol):
+    """A decoder that the fused renderer can read: softplus between two layers, activations as in `TriplaneDecoder`."""
+
+    def layers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weight and bias of the hidden and of the output layer, as they act."""
+        ...
+
+
+def can_render(planes: Tensor) -> bool:
+    """Whether the fused renderer takes planes of this device and dtype; compiles it if need be."""
+    return planes.device.type == "cpu" and planes.dtype == torch.float32 and library() is not None
+
+
+def render_rays(
+    planes: Tensor,
+    decoder: LayeredDecoder,
+    origins: Tensor,
+    directions: Tensor,
+    sampling: Sampling,
+    jitter: torch.Generator | None,
+) -> Rendered:
+    """`cad.render.reference.render_rays`, fused: the same arguments, draws and results, up to rounding."""
+    enter, leave = chord(origins, directions, sampling)
+    layers = list(decoder.layers())
+
+    def distances(positions: Tensor) -> Tensor:
+        # The minimum undoes the rounding that could put a sample beyond the end of its chord.
+        return torch.minimum(torch.lerp(enter[..., None], leave[..., None], positions), leave[..., None])
+
+    positions = strata(enter, sampling.coarse, jitter).transpose(1, 2)  # [B, R, S]
+    if sampling.fine:
+        with torch.no_grad():
+            draws = strata(enter, sampling.fine, jitter).transpose(1, 2)
+            rays = [origins, directions, distances(positions), leave]
+            positions = refine(planes, rays, layers, positions, draws, sampling.half_side)
+    rays = [origins, directions, distances(positions), leave]
+    features, opacity, depth, _ = render(planes, rays, layers, sampling.half_side, sampling.far, False)
+    return Rendered(features, opacity[..., None], depth[..., None])
+
+
+@torch.library.custom_op("cad::render", mutates_args=())
+def render(
+    planes: Tensor, rays: Sequence[Tensor], layers: Sequence[Tensor], half_side: float, far: float, keep_weights: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Features [B, R, F] on white, opacity [B, R], depth [B, R], and the samples' weights [B, R, S] or, unasked, [0].
+
+    half_side: of the box, outside which there is no density; far: the depth of light that passes, scene units.
+    Differentiable once in planes, rays and layers. Raises ValueError for a wrong shape, dtype or device, and for planes
+    that are not finite.
+    """
+    call = _Call(planes, rays, layers, half_side, far)
+    features, opacity, depth, weights = _rendered(rays, layers, keep_weights)
+    call.run("cad_render", _Pointers(features, opacity, depth, weights if keep_weights else None))
+    return features, opacity, depth, weights
+
+
+@torch.library.custom_op("cad::refine", mutates_args=())
+def refine(
+    planes: Tensor, rays: Sequence[Tensor], layers: Sequence[Tensor], positions: Tensor, draws: Tensor, half_side: float
+) -> Tensor:
+    """Importance sampling: the ascending union [B, R, S + T] of coarse positions and of those that they choose.
+
+    positions [B, R, S], draws [B, R, T]: ascending, in [0, 1] of each ray's chord; the rays' depths are the coarse
+    positions' distances. A ray without a chord gets zeros. Without gradient, as in the reference.
+    """
+    call = _Call(planes, rays, layers, half_side, 0.0)
+    _expect("positions", positions, tuple(rays[2].shape), planes)
+    _expect("draws", draws, (*rays[3].shape, draws.shape[-1]), planes)
+    union = _union(positions, draws)
+    kept = positions.contiguous(), draws.contiguous()
+    call.run("cad_refine", _Pointers(*kept, union), ctypes.c_int64(draws.shape[-1]), ctypes.c_float(UNIFORM_SHARE))
+    return union
+
+
+@torch.library.custom_op("cad::render_backward", mutates_args=())
+def render_backward(
+    grads: Sequence[Tensor],
+    rendered: Sequence[Tensor],
+    planes: Tensor,
+    rays: Sequence[Tensor],
+    layers: Sequence[Tensor],
+    half_side: float,
+    far: float,
+    needs_rays: bool,
+) -> list[Tensor]:
+    """Gradients of planes, of the four layers' tensors and, where needed, of the four rays' tensors.
+
+    grads, rendered: gradients of the outputs of `render`, and these outputs; nothing else of it is kept.
+    """
+    call = _Call(planes, rays, layers, half_side, far)
+    found = [x.new_zeros(x.shape) for x in _wanted(planes, rays, layers, needs_rays)]
+    outputs = 4 if rendered[3].numel() else 3  # the weights take part only if they were asked for
+    kept = [x.contiguous() for x in (*rendered[:outputs], *grads[:outputs])]
+    batch, count = rays[3].shape
+    parts = max(1, min(-(-PARTS // max(batch, 1)), count // RAYS_OF_A_PART))
+    ray_grads = found[5:] if needs_rays else [None] * 4
+    call.run(
+        "cad_render_backward",
+        _Pointers(*kept[:outputs], *[None] * (4 - outputs)),
+        _Pointers(*kept[outputs:], *[None] * (4 - outputs)),
+        _Pointers(*found[:5]),
+        _Pointers(*ray_grads),
+        ctypes.c_int64(parts),
+    )
+    return found
+
+
+@render.register_fake
+def _(planes, rays, layers, half_side, far, keep_weights):  # type: ignore[no-untyped-def]
+    _check(planes, rays, layers)
+    return _rendered(rays, layers, keep_weights)
+
+
+@refine.register_fake
+def _(planes, rays, layers, positions, draws, half_side):  # type: ignore[no-untyped-def]
+    _check(planes, rays, layers)
+    return _union(positions, draws)
+
+
+@render_backward.register_fake
+def _(grads, rendered, planes, rays, layers, half_side, far, needs_rays):  # type: ignore[no-untyped-def]
+    return [x.new_empty(x.shape) for x in _wanted(planes, rays, layers, needs_rays)]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    planes, rays, layers, ctx.half_side, ctx.far, _ = inputs
+    ctx.save_for_backward(planes, *rays, *layers, *output)
+
+
+def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    planes, *others = ctx.saved_tensors
+    rays, layers, rendered = others[:4], others[4:8], others[8:]
+    needs_rays = any(ctx.needs_input_grad[1])
+    found = render_backward(list(grads), rendered, planes, rays, layers, ctx.half_side, ctx.far, needs_rays)
+    return found[0], found[5:] if needs_rays else [None] * 4, found[1:5], None, None, None
+
+
+def _twice(ctx: Any, *grads: Any) -> None:
+    raise RuntimeError("cad::render has no second derivative; use cad.render.reference.render_rays where one is needed")
+
+
+render.register_autograd(_backward, setup_context=_keep)
+render_backward.register_autograd(_twice)
+
+
+def _rendered(
+    rays: Sequence[Tensor], layers: Sequence[Tensor], keep_weights: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Room for the outputs of `render`."""
+    _, _, depths, leave = rays
+    features = leave.new_empty((*leave.shape, layers[3].shape[0] - 1))
+    weights = leave.new_empty(depths.shape if keep_weights else (0,))
+    return features, leave.new_empty(leave.shape), leave.new_empty(leave.shape), weights
+
+
+def _union(positions: Tensor, draws: Tensor) -> Tensor:
+    return positions.new_empty((*positions.shape[:2], positions.shape[2] + draws.shape[2]))
+
+
+def _wanted(planes: Tensor, rays: Sequence[Tensor], layers: Sequence[Tensor], needs_rays: bool) -> list[Tensor]:
+    """The inputs whose gradients `render_backward` returns, in its order."""
+    return [planes, *layers, *(rays if needs_rays else ())]
+
+
+def _expect(name: str, tensor: Tensor, shape: tuple[int, ...], planes: Tensor) -> None:
+    """Raise ValueError unless the tensor has this shape and the planes' device, and is float32."""
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name}: shape {list(tensor.shape)}, but {list(shape)} is needed")
+    if tensor.dtype != torch.float32:
+        raise ValueError(f"{name}: {tensor.dtype}, but torch.float32 is needed")
+    if tensor.device != planes.device:
+        raise ValueError(f"{name}: on {tensor.device}, but the planes are on {planes.device}")
+
+
+def _check(planes: Tensor, rays: Sequence[Tensor], layers: Sequence[Tensor]) -> None:
+    """Raise ValueError that names the first tensor which doesn't fit."""
+    if len(rays) != 4 or len(layers) != 4:
+        raise ValueError(f"rays and layers: {len(rays)} and {len(layers)} tensors, but 4 and 4 are needed")
+    if planes.dim() != 5 or planes.shape[1] != 3 or 0 in planes.shape[2:]:
+        raise ValueError(f"planes: shape {list(planes.shape)}, but [B, 3, C, H, W] is needed")
+    if rays[2].dim() != 3 or rays[2].shape[2] == 0:
+        raise ValueError(f"depths: shape {list(rays[2].shape)}, but [B, R, S] with S > 0 is needed")
+    if layers[2].dim() != 2 or layers[2].shape[0] < 2:
+        raise ValueError(f"output weight: shape {list(layers[2].shape)}, but [1 + F, D] is needed")
+    batch, channels = planes.shape[0], planes.shape[2]
+    count, (outputs, hidden) = rays[2].shape[1], layers[2].shape
+    _expect("planes", planes, tuple(planes.shape), planes)
+    _expect("origins", rays[0], (batch, count, 3), planes)
+    _expect("directions", rays[1], (batch, count, 3), planes)
+    _expect("depths", rays[2], (batch, count, rays[2].shape[2]), planes)
+    _expect("leave", rays[3], (batch, count), planes)
+    _expect("hidden weight", layers[0], (hidden, channels), planes)
+    _expect("hidden bias", layers[1], (hidden,), planes)
+    _expect("output weight", layers[2], (outputs, hidden), planes)
+    _expect("output bias", layers[3], (outputs,), planes)
+
+
+class _Sizes(ctypes.Structure):
+    """`Sizes` of csrc/field.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "rays", "samples", "channels")),
+        *((name, ctypes.c_int64) for name in ("height", "width", "hidden", "outputs")),
+        ("half_side", ctypes.c_float),
+        ("far", ctypes.c_float),
+    )
+
+
+class _Pointers:
+    """A C array of the tensors' addresses, null for None: how the structs of csrc/ that hold nothing else look."""
+
+    def __init__(self, *tensors: Tensor | None) -> None:
+        self.tensors = tensors  # kept alive as long as their addresses
+        self.array = (ctypes.c_void_p * len(tensors))(*(None if x is None else x.data_ptr() for x in tensors))
+
+
+class _Call:
+    """Checked inputs of a launcher of csrc/cpu.cpp, with planes packed texel by texel."""
+
+    def __init__(
+        self, planes: Tensor, rays: Sequence[Tensor], layers: Sequence[Tensor], half_side: float, far: float
+    ) -> None:
+        _check(planes, rays, layers)
+        compiled = library()
+        if compiled is None:
+            raise RuntimeError("the fused renderer could not be compiled; use cad.render.reference.render_rays")
+        self.library = compiled
+        batch, _, channels, height, width = planes.shape
+        outputs, hidden = layers[2].shape
+        _, count, samples = rays[2].shape
+        self.sizes = _Sizes(batch, count, samples, channels, height, width, hidden, outputs, half_side, far)
+        self.rays = _Pointers(*(x.contiguous() for x in rays))
+        self.layers = _Pointers(*(x.contiguous() for x in layers))
+        padded = self.library.cad_padded(ctypes.byref(self.sizes))
+        if 3 * height * width * padded >= 2**31:
+            raise ValueError(f"planes: {list(planes.shape)} hold more values than 32-bit offsets reach")
+        self.packed = planes.new_empty(batch, 3, height, width, padded)
+        strides = (ctypes.c_int64 * 5)(*planes.stride())
+        source, target = ctypes.c_void_p(planes.data_ptr()), ctypes.c_void_p(self.packed.data_ptr())
+        sound = self.library.cad_pack(ctypes.byref(self.sizes), source, strides, target)
+        if not sound:
+            raise ValueError("planes: hold NaN or infinite values")
+
+    def run(self, name: str, *arguments: Any) -> None:
+        """Call a launcher with the inputs and these further arguments."""
+        given = [x.array if isinstance(x, _Pointers) else x for x in arguments]
+        packed = ctypes.c_void_p(self.packed.data_ptr())
+        getattr(self.library, name)(ctypes.byref(self.sizes), packed, self.rays.array, self.layers.array, *given)

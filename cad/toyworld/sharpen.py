@@ -1,0 +1,72 @@
+"""A longer training of the autoencoder whose latents hardly move, so that the models on them stay valid."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from cad.seeding import generator
+from cad.toyworld.autoencoder import reconstruction_loss
+from cad.toyworld.dataset import Dataset
+from cad.toyworld.fit import fit
+from cad.toyworld.settings import AutoencoderSettings
+from cad.train.perceptual import load_lpips
+
+USERS = ("zero123", "refiner")  # folders of weights/ that hold a copy of the autoencoder
+
+
+def sharpen_autoencoder(
+    settings: AutoencoderSettings, data: Dataset, seed: int, weights: Path, work: Path, report: Callable[[str], None]
+) -> None:
+    """Go on with weights/autoencoder by weighted errors and LPIPS, and renew its copies.
+
+    `latent_weight` ties its latents to those of the weights that it starts from: Zero-1-to-3 and refiner were trained
+    on them, and meet slightly better ones ([ours]: with a fixed encoder edges stay as blurred as it made them).
+    """
+    model = AutoencoderKL.from_pretrained(weights / "autoencoder").float()
+    first = AutoencoderKL.from_pretrained(_origin(weights, work)).float().requires_grad_(False)
+    for network in (model, first):
+        network.to(memory_format=torch.channels_last)
+    distance = load_lpips(weights / "lpips" / "alexnet.safetensors", torch.device("cpu"))
+    scale = model.config.scaling_factor
+
+    def loss(step: int) -> Tensor:
+        stream = generator(seed, "sharpen", step)
+        count = settings.sharpen.batch
+        images = data.pick(
+            torch.randint(len(data), (count,), generator=stream), torch.randint(data.views, (count,), generator=stream)
+        )
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            wanted = first.encode(images).latent_dist.mode()
+        latents = model.encode(images).latent_dist.mode()
+        output = model.decode(latents).sample.float()
+        drift = ((latents - wanted).float() * scale).square().mean()
+        exact = reconstruction_loss(output, images, settings.foreground_weight, settings.squared_weight)
+        return exact + settings.perceptual_weight * distance(output, images).mean() + settings.latent_weight * drift
+
+    fit(model, loss, settings.sharpen, work, report)
+    save_sharpened(model, weights)
+
+
+def _origin(weights: Path, work: Path) -> Path:
+    """The weights that the training began from, copied to `work` when it begins, so that a resumed one has them."""
+    origin = work / "origin"
+    if not origin.is_dir():
+        work.mkdir(parents=True, exist_ok=True)
+        partial = work / "origin.partial"
+        shutil.copytree(weights / "autoencoder", partial, dirs_exist_ok=True)
+        partial.rename(origin)
+    return origin
+
+
+def save_sharpened(model: AutoencoderKL, weights: Path) -> None:
+    """Write the autoencoder in float16 to weights/autoencoder and over its copies."""
+    model.to(memory_format=torch.contiguous_format)
+    model.half().save_pretrained(weights / "autoencoder")
+    for user in USERS:
+        if (weights / user / "vae").is_dir():
+            shutil.copytree(weights / "autoencoder", weights / user / "vae", dirs_exist_ok=True)

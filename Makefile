@@ -47,6 +47,8 @@ lint: $(INSTALLED) ## check style and format of imports
 types: $(INSTALLED) ## check types
 	mypy
 
-clean: ## remove work in progress and caches; results and the environment stay
-	rm -rf .work .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## remove work in progress of stages, and caches; results, small models in training and the environment stay
+	if test -d .work; then find .work -maxdepth 1 -regextype posix-extended \
+		-regex '\.work/[0-9a-f]{16}(\.lock|\.failed)?' -exec rm -rf {} +; fi
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find cad tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,7 +2,8 @@
 
 A fresh clone makes the main job stage by stage, and each stage is killed as often as the plan says, DVC and all, before
 it may end. Then its outputs in dvc.lock must be those of a run that nobody disturbed, at last the whole dvc.lock.
-Prints a table and writes it to benchmarks/kills.md; exit code 1 if anything differs.
+Prints a table and writes it to benchmarks/kills.md; exit code 1 if anything differs, 2 if the undisturbed run is of
+another commit.
 
     python benchmarks/kills.py                         # the undisturbed run first, then 20 kills
     python benchmarks/kills.py --undisturbed FOLDER    # a clone in which `dvc repro` has just run everything
@@ -100,6 +101,11 @@ def call(folder: Path, *command: str, **extra: str) -> str:
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done.stdout + done.stderr
+
+
+def commit(folder: Path) -> str:
+    """The commit that a clone, or the repository, has checked out."""
+    return call(folder, "git", "rev-parse", "HEAD").strip()
 
 
 def clone(folder: Path) -> None:
@@ -227,6 +233,9 @@ def main() -> int:
             clone(calm)
             call(calm, "dvc", "exp", "run", "-S", f"profile={asked.profile}")
         calm = calm.resolve()
+        if (ran := commit(calm)) != (here := commit(ROOT)):
+            print(f"error: {calm}: is at {ran[:12]}, and the kills would be of {here[:12]}", file=sys.stderr)
+            return 2
         folder = Path(scratch) / "clone"
         clone(folder)
         shutil.copy(calm / "params.yaml", folder)

@@ -1,4 +1,4 @@
-"""Do the tests notice? Ten faults of the kind that still trains, planted one by one; each must turn a test red.
+"""Do the tests notice? Faults of the kind that still trains, planted one by one; each must turn a test red.
 
 Every fault is one exact replacement in a temporary copy of cad/ and tests/; the repository is never touched. First the
 untouched copy must pass the same tests, for a red test proves nothing if it is always red. Prints the table and writes
@@ -31,6 +31,7 @@ class Fault(NamedTuple):
 
 
 CAMERA, RENDER, STAGES = "tests/test_camera.py", "tests/render/test_reference.py", "tests/train/test_stages.py"
+FUSED = "tests/render/test_fused.py"
 FAULTS = (
     Fault(
         "azimuth sign: reference minus target",
@@ -102,6 +103,27 @@ FAULTS = (
         "features[:, :3]",
         (RENDER,),
     ),
+    Fault(
+        "fused: mean of the three planes instead of their sum",
+        "cad/render/csrc/field.h",
+        "cad::store(row + c, sum);",
+        "cad::store(row + c, sum / 3.f);",
+        (FUSED,),
+    ),
+    Fault(
+        "fused: axes of the (x, z) plane swapped",
+        "cad/render/csrc/field.h",
+        "kAxes[3][2] = {{0, 1}, {0, 2}, {1, 2}}",
+        "kAxes[3][2] = {{0, 1}, {2, 0}, {1, 2}}",
+        (FUSED,),
+    ),
+    Fault(
+        "fused: white background missing",
+        "cad/render/csrc/forward.cpp",
+        "k < kColors ? features[k] + passed : features[k]",
+        "features[k]",
+        (FUSED,),
+    ),
 )
 
 
@@ -127,7 +149,8 @@ def copy(folder: Path) -> None:
 
 def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Python in the copy, whose `cad` comes before the installed one; no bytecode, which could outlive a fault."""
-    env = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    own = {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "CAD_CACHE": str(folder / ".cache")}
+    env = os.environ | own
     command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
 

@@ -6,6 +6,7 @@ upstream to notice it. Nothing heavy is imported until a stage runs.
 """
 
 import importlib
+import importlib.metadata
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cad.code import code_digest
 from cad.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class Stage:
     models: tuple[str, ...] = ()  # fields of ModelPaths it loads; any makes it take `models`
     source: bool = False  # takes `source`, the object's settings
     networks: tuple[str, ...] = ()  # sections it takes beside its own, by their names
+    renders: bool = False  # whether the volume renderer makes part of it
 
 
 STAGES = {
@@ -38,14 +41,17 @@ STAGES = {
     "prior": Stage("cad.prior.sample:sample_prior", reads=("input",), models=("zero123",)),
     "prune": Stage("cad.prior.prune:prune_prior", reads=("input", "prior"), models=("clip",), source=True),
     "refine": Stage("cad.prior.refine:refine_prior", reads=("input", "prior", "prune"), models=("refiner",)),
-    "stage1": Stage("cad.train.stage1:train_stage1", reads=("refine",), networks=("generator", "discriminator")),
-    "stage2": Stage("cad.train.stage2:train_stage2", reads=("stage1", "refine"), models=("lpips",)),
-    "orbit": Stage("cad.evaluate.orbit:render_orbit", reads=("stage2", "input")),
+    "stage1": Stage(
+        "cad.train.stage1:train_stage1", reads=("refine",), networks=("generator", "discriminator"), renders=True
+    ),
+    "stage2": Stage("cad.train.stage2:train_stage2", reads=("stage1", "refine"), models=("lpips",), renders=True),
+    "orbit": Stage("cad.evaluate.orbit:render_orbit", reads=("stage2", "input"), renders=True),
     "evaluate": Stage(
         "cad.evaluate.score:evaluate_orbit",
         reads=("input", "refine", "orbit", "stage2"),
         models=("lpips",),
         source=True,
+        renders=True,
     ),
 }
 
@@ -58,7 +64,8 @@ def run_folder(stage: str, entry: str) -> Path:
 def run_stage(name: str, entry: str, params_file: Path) -> Path:
     """Run one stage of one entry, resuming what a kill left, and return its folder.
 
-    Work in progress is found again by settings and inputs, not by code: after changing code, `make clean` starts anew.
+    Work in progress is found again by settings, inputs, code and torch's version (`identity`); `lineage.json` leaves
+    the last two out, for DVC hashes it, and tells the device and the renderer, for other ones give other bits.
     Raises UserError for any fault in the settings, the upstream folders or the user's files; then nothing is written.
     """
     from cad.config import load
@@ -66,6 +73,7 @@ def run_stage(name: str, entry: str, params_file: Path) -> Path:
     stage, params = STAGES[name], load(params_file)
     fix_environment(params.runtime.threads)  # before the next import brings numpy, which reads it once
     from cad.artifacts import workspace, write_json
+    from cad.render.choice import rendered_by
 
     decides = identity(name, entry, params)
     arguments: dict[str, Any] = {"settings": params.resolve(name, entry)[0], "camera": params.camera}
@@ -80,7 +88,8 @@ def run_stage(name: str, entry: str, params_file: Path) -> Path:
     with _context(name, entry, params, decides) as context:
         with workspace(out, decides) as work:
             _function(stage)(out=work, context=context, **arguments)
-            write_json(work / LINEAGE, {"schema": 1, "stage": name, "inputs": decides["inputs"]})
+            ran_on = rendered_by(context.device) if stage.renders else {"device": context.device.type}
+            write_json(work / LINEAGE, {"schema": 1, "stage": name, "inputs": decides["inputs"], **ran_on})
         context.tracker.artifact(f"{entry}-{name}", out, name)
     return out
 
@@ -88,7 +97,8 @@ def run_stage(name: str, entry: str, params_file: Path) -> Path:
 def identity(name: str, entry: str, params: "Params") -> dict[str, Any]:
     """All that decides what a stage writes for an entry, as JSON data: settings, and digests of all that it reads.
 
-    Raises UserError that names an upstream folder which is missing.
+    Code is a digest of what the stage computes with (`cad.code`), libraries are the version of torch. Nothing is
+    probed: `auto` stands for itself. Raises UserError that names an upstream folder which is missing.
     """
     from cad.artifacts import digest
 
@@ -102,7 +112,9 @@ def identity(name: str, entry: str, params: "Params") -> dict[str, Any]:
         "stage": name,
         "object": above["object"],
         "seed": params.seed,
-        "runtime": params.runtime.model_dump(),
+        "code": code_digest(stage.function.partition(":")[0]),
+        "libraries": {"torch": importlib.metadata.version("torch")},
+        "runtime": params.runtime.model_dump(include={"threads", "device", *(["renderer"] if stage.renders else [])}),
         "camera": params.camera.model_dump(),
         "settings": settings.model_dump(),
         "networks": {section: params.resolve(section, entry)[0].model_dump() for section in stage.networks},
@@ -157,12 +169,12 @@ def fix_environment(threads: int) -> None:
 @contextmanager
 def _context(name: str, entry: str, params: "Params", decides: dict[str, Any]) -> Iterator[Any]:
     from cad.context import Context, prepare_device
-    from cad.render.image import use_renderer
+    from cad.render.choice import resolve_renderer, use_renderer
     from cad.tracking import open_tracker
 
     device = prepare_device(params.runtime.device, params.runtime.threads)
-    use_renderer(params.runtime.renderer)
-    with open_tracker(params.tracking, name, entry, decides, decides["inputs"]) as tracker:
+    renderer = resolve_renderer(params.runtime.renderer if STAGES[name].renders else "reference", device)
+    with use_renderer(renderer), open_tracker(params.tracking, name, entry, decides, decides["inputs"]) as tracker:
         yield Context(seed=params.seed, object=decides["object"], device=device, tracker=tracker)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from cad.code import code_files
 from cad.config import TABLES, load
 from cad.stages import STAGES, run_folder
 
@@ -84,7 +85,8 @@ def test_stage_runs_over_its_table_reads_its_upstream_and_writes_its_folder(stag
 @pytest.mark.parametrize("stage", STAGES)
 def test_stage_depends_on_its_settings(stage: str) -> None:
     table, link = TABLES[stage]
-    wanted = {stage, f"{table}.${{key}}", "camera", "seed", "runtime", *STAGES[stage].networks}
+    wanted = {stage, f"{table}.${{key}}", "camera", "seed", *STAGES[stage].networks}
+    wanted |= {"runtime"} if STAGES[stage].renders else {"runtime.threads", "runtime.device"}
     wanted |= {f"models.{field}" for field in STAGES[stage].models}
     if link == "object":
         wanted.add(f"objects.${{item.{link}}}")
@@ -103,6 +105,17 @@ def test_stage_depends_on_the_bundled_weights_it_loads(stage: str) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_stage_depends_on_the_code_it_computes_with(stage: str) -> None:
     assert uncovered(imported(STAGES[stage].function.split(":")[0]), DAG[stage]["do"]["deps"]) == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_work_in_progress_knows_the_same_code_and_whether_it_renders(stage: str) -> None:
+    module = STAGES[stage].function.split(":")[0]
+    files = {path.relative_to(ROOT).as_posix() for path in code_files(module)}
+    python = {file for file in files if file.endswith(".py")}
+    assert imported(module) <= python
+    assert all(len(ast.parse((ROOT / file).read_text()).body) == 1 for file in python - imported(module))
+    assert STAGES[stage].renders == ("cad/render/csrc/field.h" in files)
+    assert uncovered(files - (python - imported(module)), DAG[stage]["do"]["deps"]) == []
 
 
 def test_report_depends_on_its_code_and_imports_no_model() -> None:

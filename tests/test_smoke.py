@@ -31,9 +31,16 @@ def test_every_stage_leaves_its_folder_and_the_report_is_written(clone: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_scores_are_cosines_and_the_true_orbit_is_measured_beside_ours(clone: Path) -> None:
+def test_scores_are_cosines_and_truth_and_controls_are_scored_beside_ours(clone: Path) -> None:
     metrics = json.loads((clone / "runs/robot/evaluate/metrics.json").read_text())
-    assert "rows" in json.dumps(metrics)
+    assert metrics["scorers"]
+    for scorer in metrics["scorers"].values():
+        rows = scorer["rows"]
+        assert {"3d", "2d", "truth", "copied", "other", "untrained"} <= set(rows)
+        scores = [row[kind] for row in rows.values() for kind in ("image", "text")]
+        assert all(abs(score) <= 100 for score in scores)
+        assert rows["copied"]["image"] == pytest.approx(100, abs=1e-3), "the reference against itself"
+        assert len(set(scores)) > len(scores) / 2
     assert not list((clone / ".work").glob("*/")), "work in progress was moved, not left"
 
 

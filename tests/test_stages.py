@@ -1,7 +1,9 @@
 """The mechanism between the command line and the stage functions, on stand-in stages that compute nothing."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -11,7 +13,10 @@ import pytest
 import torch
 
 from cad import stages
+from cad.artifacts.workspace import work_folder
+from cad.config import load
 from cad.errors import UserError
+from cad.render.choice import renderer
 from cad.stages import Stage, run_folder, run_stage
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +43,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (arguments["out"] / "result").write_text(name)
 
         setattr(module, name, function)
-        fields = {key: getattr(stage, key) for key in ("reads", "models", "source", "networks")}
+        fields = {key: getattr(stage, key) for key in ("reads", "models", "source", "networks", "renders")}
         table[name] = Stage(f"stand_ins:{name}", **fields)
     monkeypatch.setitem(sys.modules, "stand_ins", module)
     monkeypatch.setattr(stages, "STAGES", table)
@@ -98,6 +103,72 @@ def test_a_failing_stage_keeps_its_work_and_the_former_output(project: Path, mon
         run_stage("input", "robot", Path("params.yaml"))
     assert not (project / "runs/robot/input").exists()
     assert len(list((project / ".work").glob("*/half"))) == 1
+
+
+def rewrite(old: str, new: str) -> None:
+    text = Path("params.yaml").read_text()
+    assert old in text
+    Path("params.yaml").write_text(text.replace(old, new))
+
+
+def test_a_stage_that_renders_does_so_as_its_setting_says_and_tells(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: dict[str, str] = {}
+    for name in stages.STAGES:
+        plain = getattr(sys.modules["stand_ins"], name)
+
+        def function(name: str = name, plain: Any = plain, **arguments: Any) -> None:
+            used[name] = renderer()
+            plain(**arguments)
+
+        monkeypatch.setattr(sys.modules["stand_ins"], name, function)
+    rewrite("renderer: auto", "renderer: reference")
+    told = {name: run(name) for name in stages.STAGES}
+    assert {name for name, lineage in told.items() if lineage.get("renderer") == "reference"} == {
+        "stage1", "stage2", "orbit", "evaluate",
+    }  # fmt: skip
+    assert {lineage["device"] for lineage in told.values()} == {"cpu"}
+    rewrite("renderer: reference", "renderer: fused")
+    monkeypatch.setattr("cad.render.choice.library", lambda: None)
+    for name in ("input", "prune"):
+        assert "renderer" not in run(name)
+    with pytest.raises(UserError, match=r"runtime\.renderer: fused is asked for, but it could not be compiled"):
+        run("stage1")
+    monkeypatch.setattr("cad.render.choice.library", lambda: "compiled")
+    assert run("stage1")["renderer"] == used["stage1"] == "fused"
+    assert used["input"] == renderer() == "reference"
+
+
+def test_work_is_found_by_settings_code_and_torch_but_hashed_files_know_neither_code_nor_torch(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("input")
+    params = load(Path("params.yaml"))
+
+    def work(stage: str) -> str:
+        return work_folder(stages.identity(stage, "robot", params)).name
+
+    before, lineage = (work("input"), work("prior")), Path("runs/robot/input/lineage.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "code_digest", lambda module: "changed")
+        assert not {work("input"), work("prior")} & set(before)
+        run("input")
+        assert Path("runs/robot/input/lineage.json").read_bytes() == lineage
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.importlib.metadata, "version", lambda name: "3.0")
+        assert work("input") != before[0]
+    rewrite("renderer: auto", "renderer: reference")
+    params = load(Path("params.yaml"))
+    assert (work("input"), work("prior")) == before, "what does not render does not ask"
+
+
+def test_an_identity_is_found_without_torch_and_without_a_compiler(project: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom cad.config import load\nfrom cad.stages import identity\n"
+        "identity('input', 'robot', load(Path('params.yaml')))\nassert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"CXX": "false"})
 
 
 def test_a_gpu_that_is_not_there_is_said(project: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -149,7 +150,8 @@ def run(params: Params, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             run_stage(stage, "robot", Path("params.yaml"))
 
     monkeypatch.setattr(stages, "fix_environment", lambda threads: None)
-    monkeypatch.setattr("cad.context.prepare_device", lambda name, threads: None)
+    monkeypatch.setattr("cad.context.prepare_device", lambda name, threads: SimpleNamespace(type="cpu"))
+    monkeypatch.setattr("cad.render.choice.library", lambda: None)  # nothing is rendered, so nothing is compiled
     for path in (params.objects["robot"].image, params.objects["robot"].prompt, params.models.zero123 + "/weights"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(path)

@@ -42,8 +42,8 @@ def workspace(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
     """
     out = Path(out)
     folder = work_folder(identity)
-    _restore(out)
     with full_disk_named(folder), _lock(folder, out), _failure_noted(folder, out):
+        _restore(out)
         folder.mkdir(parents=True, exist_ok=True)
         try:
             yield folder
@@ -77,10 +77,13 @@ def _failure_noted(folder: Path, out: Path) -> Iterator[None]:
 def _lock(folder: Path, out: Path) -> Iterator[None]:
     """Hold an exclusive lock on `<folder>.lock`; the kernel frees it however the process ends."""
     path = folder.with_name(folder.name + ".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
     tries = 10
     while True:
-        file = path.open("a+")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("a+")
+        except FileNotFoundError:  # another process ended just now and removed the empty folder
+            continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -92,8 +95,9 @@ def _lock(folder: Path, out: Path) -> Iterator[None]:
                 continue
             raise UserError(f"{folder}: {holder} works there already; wait for it to end, or stop it") from None
         # Between our open and our lock the former holder may have removed the file: then lock the new one.
-        if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-            break
+        with suppress(FileNotFoundError):
+            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                break
         file.close()
     try:
         file.truncate(0)

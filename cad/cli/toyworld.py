@@ -29,7 +29,10 @@ def train_model(name: str, params: Params = PARAMS, work: Work = WORK, weights: 
     from cad.toyworld import settings, train
 
     train.train(name, settings.load_settings(params), work, weights, typer.echo)
-    typer.echo(f"{weights / name} written; run `dvc add data` to version it")
+    if name == "sharpen":
+        typer.echo(f"{weights / 'autoencoder'} and its copies written; run `dvc add data` to version them")
+    else:
+        typer.echo(f"{weights / name} written; run `dvc add data` to version it")
 
 
 @app.command("export")

@@ -5,6 +5,8 @@ entry names its upstream entry and may override any setting of its section, whic
 """
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -13,6 +15,7 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from cad.config.rules import check_groups, check_patch
 from cad.config.sections import (
     CameraSettings,
     Count,
@@ -120,6 +123,8 @@ class Params(Section):
                 self._check_name(section, table, entry)
         for entry in self.stage1s:
             self._check_networks(entry)
+        for entry in self.stage2s:
+            self._check_branch(entry)
         for row, entry in self.report.rows.items():
             if entry not in self.evaluations:
                 raise UserError(f"report.rows.{row}: {_unknown('evaluation', entry, self.evaluations)}")
@@ -177,18 +182,31 @@ class Params(Section):
         """What several sections must agree on for stage 1."""
         generator, _ = self.resolve("generator", entry)
         discriminator, _ = self.resolve("discriminator", entry)
-        stage1, _ = self.resolve("stage1", entry)
         side = self.resolve("input", self.ancestors("stage1", entry)["input"])[0].resolution
         if generator.output_resolution != side:
             raise UserError(
                 f"generator.output_resolution: is {generator.output_resolution}, but the samples of stage1s.{entry} "
                 f"have {side} px; make it equal to input.resolution"
             )
-        if stage1.batch % discriminator.mbstd_group:
-            raise UserError(
-                f"discriminator.mbstd_group: {discriminator.mbstd_group} does not divide stage1.batch = {stage1.batch} "
-                f"(stage1s.{entry}); choose a divisor"
-            )
+        with _named(f"stage1s.{entry}"):
+            check_groups("stage1", self.resolve("stage1", entry)[0].batch, discriminator.mbstd_group)
+
+    def _check_branch(self, entry: str) -> None:
+        """What stage 2 must agree on with the networks that stage 1 hands it."""
+        stage2, upstream = self.resolve("stage2", entry)
+        with _named(f"stage2s.{entry}"):
+            check_groups("stage2", stage2.batch, self.resolve("discriminator", upstream)[0].mbstd_group)
+            if stage2.branch_3d:
+                check_patch(stage2.patch_size, self.resolve("generator", upstream)[0].output_resolution)
+
+
+@contextmanager
+def _named(entry: str) -> Iterator[None]:
+    """Say of which entry a UserError speaks."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error} (of {entry})") from None
 
 
 def load(path: Path) -> Params:

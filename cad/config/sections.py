@@ -27,14 +27,17 @@ class Section(BaseModel):
 
 
 class RuntimeSettings(Section):
-    """How a stage computes; with these fixed, a CPU gives the same bits again."""
+    """How a stage computes. A CPU gives the same bits again with equal threads, renderer and versions of the libraries.
+
+    `auto` follows the machine, and what it came to is written into the results: other choices give other bits.
+    """
 
     threads: Count = Field(description="CPU threads of torch and numba; part of the result's identity [ours]")
     device: Literal["cpu", "cuda", "auto"] = Field(
         description="where networks run; auto takes CUDA if there is one; [ours], cpu gives equal bits"
     )
-    renderer: Literal["auto", "reference"] = Field(
-        description="auto takes the fused renderer where a C++ compiler is; reference is plain PyTorch; [ours]"
+    renderer: Literal["auto", "fused", "reference"] = Field(
+        description="fused is compiled for the CPU, reference is plain PyTorch, auto is fused where it compiles; [ours]"
     )
 
 
@@ -106,7 +109,11 @@ class PriorSettings(Section):
     steps: int = Field(ge=1, le=1000, description="DDIM steps; 50 in Zero-1-to-3")
     guidance: NotNegative = Field(description="classifier-free guidance scale; 3 in Zero-1-to-3")
     eta: Fraction = Field(description="DDIM noise, 0 deterministic; 1 in Zero-1-to-3's code")
-    batch: Count = Field(description="images of one network call; [ours], changes speed, never which noise is drawn")
+    bf16: bool = Field(description="the denoising network computes in bfloat16; [ours], for speed")
+    batch: Count = Field(
+        description="images of one network call; [ours], changes speed, never which noise is drawn: images of another "
+        "batch differ by rounding, by a grey level or, under bf16, up to 8"
+    )
     shard_poses: Count = Field(description="poses of one file, the unit of resuming; [ours]")
 
 
@@ -137,8 +144,12 @@ class RefineSettings(Section):
     strength: float = Field(gt=0, le=1, description="share of the noise schedule that is added; 0.3 to 0.8 in App. C")
     guidance: NotNegative = Field(description="classifier-free guidance scale; diffusers' img2img defaults, [ours]")
     steps: int = Field(ge=1, le=1000, description="length of the schedule, of which `strength` is run; [ours]")
+    bf16: bool = Field(description="encoder and denoising network compute in bfloat16; [ours], for speed")
     draws: Count = Field(description="refined images of each kept pose; [ours], more draws make more diverse objects")
-    batch: Count = Field(description="images of one network call; [ours], changes speed")
+    batch: Count = Field(
+        description="images of one network call; [ours], changes speed, never which noise is drawn: images of another "
+        "batch differ by rounding, by a grey level or, under bf16, up to 8"
+    )
     view_prompts: bool = Field(description="append front, side, back or overhead view to the prompt (App. C)")
     shard_poses: Count = Field(description="poses of one file, the unit of resuming; [ours]")
 
@@ -252,7 +263,7 @@ class ScorerSettings(Section):
 
 
 class EvaluateSettings(Section):
-    """CLIP image and text scores (Sec. 4, Table 1), and measures beside them that a fake cannot pass."""
+    """CLIP image and text scores (Sec. 4, Table 1), and measures beside them that different fakes fail."""
 
     scorers: dict[str, ScorerSettings] = Field(
         min_length=1, description="scorers by the name the table shows; CLIP ViT-L/14 and ViT-B/32 in Sec. 4"

@@ -24,11 +24,13 @@ from cad.artifacts import Checkpoint, InputArtifact, Orbit, digest, read_image, 
 from cad.artifacts.files import PARTIAL, check_schema, full_disk_named
 from cad.config import OrbitSettings
 from cad.errors import UserError
+from cad.report.strips import read_strip
 from cad.stages import LINEAGE
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+FORMER = ".former" + PARTIAL  # ends as what is partial does, so that it is never taken for a packed run
 SCHEMA = 1
 MANIFEST = "demo.json"
 STAGES = ("input", "stage2", "orbit", "evaluate")  # the stages whose folders are packed
@@ -71,16 +73,31 @@ def pack_run(entry: str, runs: Mapping[str, Path], out: Path) -> None:
     Raises UserError for a broken folder, or one that was made from another run's; then `out` is as it was.
     """
     check_one_run(runs)
-    partial = out.with_name(out.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, former = (out.with_name(out.name + end) for end in (PARTIAL, FORMER))
+    if former.exists() and not out.exists():  # a pack was killed between the two renames below
+        former.rename(out)
+    for left in (partial, former):
+        shutil.rmtree(left, ignore_errors=True)
     try:
         with full_disk_named(out):
             write_demo(entry, runs, partial)
-            shutil.rmtree(out, ignore_errors=True)
-            partial.rename(out)
+            replace(out, partial, former)
     except BaseException:  # an interrupt too must leave nothing half-packed behind
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def replace(out: Path, new: Path, former: Path) -> None:
+    """Put a folder in the place of another one, which waits aside as `former` until the new one is there."""
+    if out.exists():
+        out.rename(former)
+    try:
+        new.rename(out)
+    except BaseException:
+        if former.exists() and not out.exists():
+            former.rename(out)
+        raise
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def check_one_run(runs: Mapping[str, Path]) -> None:
@@ -106,7 +123,8 @@ def repro(stage: str, runs: Mapping[str, Path]) -> str:
 def write_demo(entry: str, runs: Mapping[str, Path], folder: Path) -> None:
     """Write the files of a packed run into an empty folder."""
     reference, orbit = InputArtifact.open(runs["input"]), Orbit.open(runs["orbit"])
-    rendered_with = OrbitSettings(**read_json(runs["orbit"] / "render.json"))
+    recorded = read_json(runs["orbit"] / "render.json")  # the renderer and the device too
+    rendered_with = OrbitSettings(**{name: recorded[name] for name in OrbitSettings.model_fields})
     for name in INPUT_FILES:
         copy(runs["input"] / name, folder / "input" / name)
     copy(runs["evaluate"] / "metrics.json", folder / "metrics.json")
@@ -177,7 +195,7 @@ def chosen_frames(orbit: Orbit, truth: Path) -> tuple[list[tuple[str, int]], NDA
     rows = [(branch, seed) for branch in sorted(orbit.branches, reverse=True) for seed in orbit.seeds]
     frames = [np.stack([orbit.frame(branch, seed, k) for k in places]) for branch, seed in rows]
     if truth.is_file():
-        frames.append(np.stack(np.split(read_image(truth), len(orbit), axis=1))[places])
+        frames.append(read_strip(truth, len(orbit), orbit.resolution)[places])
         rows.append((TRUTH, 0))
     return rows, np.stack(frames)
 
@@ -188,8 +206,9 @@ def restore(folder: Path) -> str:
 
 
 def open_demos(root: Path, entries: list[str]) -> list[Demo]:
-    """Open packed runs, all that are there if none is named; UserError names what is missing or broken."""
-    packed = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    """Open packed runs, all that are whole if none is named; UserError names what is missing or broken."""
+    found = root.iterdir() if root.is_dir() else ()
+    packed = sorted(path.name for path in found if path.is_dir() and not path.name.endswith(PARTIAL))
     if not packed:
         raise UserError(f"{root}: missing; run `dvc pull data.dvc`")
     if unknown := sorted(set(entries) - set(packed)):
@@ -198,7 +217,7 @@ def open_demos(root: Path, entries: list[str]) -> list[Demo]:
 
 
 def open_demo(folder: Path) -> Demo:
-    """Open a packed run and check the digest of every file; UserError names the file and how to get it again."""
+    """Open a packed run of exactly the recorded files; UserError names a wrong file and how to get it again."""
     path = folder / MANIFEST
     try:
         manifest = read_json(path, "files")
@@ -208,6 +227,8 @@ def open_demo(folder: Path) -> Demo:
                 raise UserError(f"{folder / name}: missing")
             if digest(folder / name) != expected:
                 raise UserError(f"{folder / name}: damaged, its digest is not the recorded one")
+        if added := sorted(set(file_names(folder)) - {*manifest["files"], MANIFEST}):
+            raise UserError(f"{folder / added[0]}: is no file of the packed run")
         frames = read_image(folder / "frames.png")
         side = frames.shape[1] // COLUMNS
         grid = frames.reshape(len(manifest["rows"]), side, COLUMNS, side, 3).swapaxes(1, 2)

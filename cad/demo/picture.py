@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from cad.artifacts import write_atomic
 from cad.demo.files import COLUMNS, TRUTH, Demo
-from cad.report.canvas import GAP, GREY, HEAD, MARGIN, Page, Strip, png
+from cad.evaluate.controls import SOLID
+from cad.report.canvas import GAP, GREY, HEAD, MARGIN, Page, plain_strip, png
 from cad.report.overview import BLOCK_GAP, BOTTOM, CELL, LABEL, LEFT, TOP, degrees
 
 
@@ -25,11 +26,11 @@ def compose(demo: Demo, fresh: dict[int, NDArray[np.uint8]], shape: NDArray[np.u
     """Lay out the packed frames above and the new seeds below, an azimuth per column."""
     heads = [f"{degrees(azimuth)}°" for azimuth in demo.azimuth]
     branch, pitch = demo.rows[0][0], CELL + GAP
-    packed = [strip(f"seed {seed}", demo.row(name, seed)) for name, seed in demo.rows if name == branch]
+    packed = [plain_strip(f"seed {seed}", list(demo.row(name, seed))) for name, seed in demo.rows if name == branch]
     if (TRUTH, 0) in demo.rows:
-        packed.append(strip("truth", demo.row(TRUTH, 0)))
-    new = [strip(f"seed {seed}", views) for seed, views in fresh.items()]
-    new.append(strip("depth", shape))
+        packed.append(plain_strip("truth", list(demo.row(TRUTH, 0))))
+    new = [plain_strip(f"seed {seed}", list(views)) for seed, views in fresh.items()]
+    new.append(plain_strip("depth", list(shape)))
     lower = TOP + HEAD + len(packed) * pitch + BLOCK_GAP
     page = Page(LEFT + LABEL + COLUMNS * pitch + MARGIN, lower + HEAD + len(new) * pitch + BOTTOM)
     page.block(LEFT + LABEL, TOP, CELL, heads, packed)
@@ -54,14 +55,9 @@ def compose(demo: Demo, fresh: dict[int, NDArray[np.uint8]], shape: NDArray[np.u
     return page.figure
 
 
-def strip(label: str, views: NDArray[np.uint8]) -> Strip:
-    """One row of plain views."""
-    return Strip(label, list(views), [None] * len(views), [""] * len(views))
-
-
 def shaded(depth: NDArray[np.float64], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Depth [n, H, W] as grey pictures on white, uint8 [n, H, W, 3]: dark is near, scaled over the solid pixels."""
-    solid = alpha >= 128
+    solid = alpha >= SOLID
     near, far = np.percentile(depth[solid], (1, 99)) if solid.any() else (0.0, 1.0)
     grey = 40 + 170 * ((depth - near) / max(far - near, 1e-6)).clip(0, 1)
     share = alpha / 255

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
@@ -48,8 +47,8 @@ def open_generator(demo: Demo) -> tuple[LoadedGenerator, tuple[float, int]]:
     again = f"{restore(demo.folder)}, or pack a run of this version with `cad demo pack`"
     try:
         generator = load_generator(demo.weights, "stage2", torch.device("cpu"))
-    except (ValidationError, RuntimeError) as error:  # RuntimeError: the networks have other shapes now
-        said = ", ".join(line.split(" [type=")[0].strip() for line in str(error).splitlines()[:3])
+    except (UserError, RuntimeError) as error:  # of other settings, or of networks with other shapes now
+        said = ", ".join(line.strip() for line in str(error).split("; ")[0].splitlines()[:3])
         raise UserError(f"{demo.weights}: does not fit this version of the code ({said}); {again}") from None
     branch, seed = demo.rows[0]
     apart = difference(views(demo, generator, seed, CHECKED).color, demo.row(branch, seed)[CHECKED])
@@ -72,7 +71,7 @@ def show_scores(demo: Demo, scores: Measured, console: Console) -> None:
     for name, part in metrics["scorers"].items():
         say(console, f"Scorer {name}: {part['kind']}, {part['model']}, weights sha256 {part['weights'][:16]}")
     show_measures([scores], console)
-    say(console, "reports/measures.md says what each of them means, and what a fake could pass it with.", style="dim")
+    say(console, "reports/measures.md says what each of them means, and what passes it.", style="dim")
 
 
 def show_views(

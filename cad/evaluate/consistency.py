@@ -1,8 +1,12 @@
 """Cross-view error: does what one view shows lie where its own depth says, when seen from a neighbouring view?
 
-A pixel is carried by its depth into the next view, and the two colours are compared. A flat fake, a wrong depth or a
-texture that moves with the camera does not survive that; a diffuse object with the right depth does. No network judges.
-Views that hide much behind wrong depth are compared at few pixels, which is why their number stands beside the error.
+A pixel is carried by its depth into the next view, and the two colours are compared. A wrong depth or a texture that
+moves with the camera does not survive that; a diffuse object with the right depth does. No network judges.
+
+The error alone can be made small by showing little: one picture on a plane that always faces the camera is carried to
+nearly where it was. So it is judged as a share of what the same pixels differ by without the warp: what explains no
+change has 1 or more, and what does not change at all has no such share. Views that hide much behind wrong depth are
+compared at few pixels, which is why their share stands beside it.
 """
 
 from typing import NamedTuple
@@ -17,6 +21,7 @@ from cad.camera import Poses, camera_to_world, focal_length, pixel_centers, rays
 from cad.config import CameraSettings
 from cad.evaluate.controls import Row
 
+STILL_LEAST = 0.5  # grey levels: views that differ by less show no change to explain [ours]; true orbits have about 10
 WHOLE = 1 - 1e-6  # an interpolated mask this high has only solid pixels below it
 
 
@@ -33,11 +38,20 @@ class View(NamedTuple):
 
 
 class CrossViewError(NamedTuple):
-    """Mean absolute RGB difference in grey levels of 255, with the warp and at the same pixels without, and pixels."""
+    """Mean absolute RGB difference in grey levels of 255, with the warp and at the same pixels without.
+
+    pixels: how many were compared; share: of those that lie inside a silhouette, in (0, 1].
+    """
 
     warp_error: float
     still_error: float
     pixels: int
+    share: float
+
+    @property
+    def ratio(self) -> float | None:
+        """The share of the change between the views that the depth does not explain; None without a change."""
+        return self.warp_error / self.still_error if self.still_error >= STILL_LEAST else None
 
 
 def cross_view_error(
@@ -55,13 +69,28 @@ def cross_view_error(
     pairs = [(k, next_one) for k, next_one in later.items() if next_one != k]
     cameras = camera_to_world(poses.azimuth, poses.polar, camera.radius)[row.frames]
     focal = focal_length(camera.fov_deg)
-    warped, still, pixels = 0.0, 0.0, 0
+    warped, still, pixels, candidates = 0.0, 0.0, 0, 0
     for images, silhouettes, depth in zip(row.images, row.silhouettes, row.depth, strict=True):
         views = [view(*parts) for parts in zip(images, silhouettes, depth, cameras, strict=True)]
         for k, next_one in pairs:
             moved, unmoved = warp_differences(views[k], views[next_one], focal, tolerance)
             warped, still, pixels = warped + float(moved.sum()), still + float(unmoved.sum()), pixels + len(moved)
-    return CrossViewError(warped / pixels, still / pixels, pixels) if pixels else None
+            candidates += int(inner(views[k].solid).sum())
+    return CrossViewError(warped / pixels, still / pixels, pixels, pixels / candidates) if pixels else None
+
+
+def through_depth_of(row: Row, other: Row) -> tuple[Row, Row]:
+    """Both rows with the depth of `row`, where both are solid: what is left to differ is how the colours turn.
+
+    So a smoother depth, or one of another resolution, makes no difference between the two. They share seeds and frames.
+    """
+    both = row.silhouettes & other.silhouettes
+    return row._replace(silhouettes=both), other._replace(silhouettes=both, depth=row.depth)
+
+
+def inner(solid: Tensor) -> Tensor:
+    """The pixels that are solid with their eight neighbours, bool [H, W]; beyond the image counts as solid."""
+    return ~max_pool2d((~solid)[None].double(), 3, stride=1, padding=1)[0].bool()
 
 
 def view(image: NDArray[np.uint8], silhouette: NDArray[np.bool_], depth: NDArray[np.floating], camera: Tensor) -> View:
@@ -83,8 +112,7 @@ def warp_differences(source: View, target: View, focal: float, tolerance: float)
     within `tolerance`; else something hides it. focal in image sides; colours and depths are sampled bilinearly.
     """
     side = source.solid.shape[-1]
-    inside = ~max_pool2d((~source.solid)[None].double(), 3, stride=1, padding=1)[0].bool()
-    pixels = inside.flatten().nonzero()[:, 0]
+    pixels = inner(source.solid).flatten().nonzero()[:, 0]
     origins, directions = rays(source.camera[None], focal, pixel_centers(side)[pixels])
     points = (origins + source.depth.flatten()[pixels, None] * directions)[0]
     offset = points - target.camera[:3, 3]

@@ -1,4 +1,4 @@
-"""The rows beside ours: the true object's orbit (the ceiling) and controls that should fail (DESIGN, promise 3).
+"""The rows beside ours: the true object's orbit and controls that should fail (DESIGN, promise 3).
 
 Every row is a `Row` of views, so that all of them are scored by the same code on the same frames.
 """
@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cad.artifacts import InputArtifact, Orbit, read_json
-from cad.camera import Poses
+from cad.artifacts import InputArtifact, Orbit
+from cad.camera import Poses, focal_length, pixel_centers
 from cad.config import CameraSettings, EvaluateSettings, ObjectSettings, OrbitSettings
 from cad.context import Context
-from cad.evaluate.orbit import render_views, take
+from cad.evaluate.orbit import render_views, rendered_with, take
 from cad.seeding import seed_for
 from cad.train.load import untrained_generator
 
@@ -45,7 +45,7 @@ def collect_rows(
     stage2_dir: Path,
     context: Context,
 ) -> Iterator[tuple[str, Row]]:
-    """Our branches, then (on request) the ceiling and the controls, by the names that metrics.json uses."""
+    """Our branches, then (on request) the true object and the controls, by the names that metrics.json uses."""
     for branch in ("3d", "2d"):
         if branch in orbit.branches:
             yield branch, orbit_row(orbit, branch)
@@ -54,11 +54,10 @@ def collect_rows(
     side = orbit.resolution
     if source.toyworld is not None:
         yield "truth", true_row(source, camera, orbit.poses, side)
-    yield "copied", copied_row(reference, len(orbit), side)
+    yield "copied", copied_row(reference, camera, len(orbit), side)
     if source.toyworld is not None:
         yield "other", other_row(source, camera, orbit.poses, side)
-    rendered_with = OrbitSettings(**read_json(orbit.folder / "render.json"))
-    yield "untrained", untrained_row(stage2_dir, rendered_with, camera, orbit.poses, context)
+    yield "untrained", untrained_row(stage2_dir, rendered_with(orbit.folder), camera, orbit.poses, context)
 
 
 def orbit_row(orbit: Orbit, branch: str) -> Row:
@@ -71,7 +70,7 @@ def orbit_row(orbit: Orbit, branch: str) -> Row:
 
 
 def true_row(source: ObjectSettings, camera: CameraSettings, poses: Poses, resolution: int) -> Row:
-    """Ceiling: the toyworld object that the input shows, seen along the same orbit."""
+    """The toyworld object that the input shows, seen along the same orbit."""
     assert source.toyworld is not None
     return _toyworld_row(source.toyworld.family, source.toyworld.seed, camera, poses, resolution)
 
@@ -94,14 +93,19 @@ def _toyworld_row(family: str, seed: int, camera: CameraSettings, poses: Poses, 
     return Row(views.images[None], views.silhouettes[None], views.depth[None], np.arange(len(poses)))
 
 
-def copied_row(reference: InputArtifact, frames: int, resolution: int) -> Row:
-    """Control: the reference image in place of every view. Its image score is 100 by construction, and says nothing."""
+def copied_row(reference: InputArtifact, camera: CameraSettings, frames: int, resolution: int) -> Row:
+    """Control: the reference image in place of every view. Its image score is 100 by construction, and says nothing.
+
+    Its depth is the best that such a fake can have: a billboard, a plane through the origin that faces every camera.
+    """
     image, mask = Image.fromarray(reference.image), Image.fromarray(reference.mask.astype(np.uint8) * 255)
     if image.width != resolution:
         image, mask = (each.resize((resolution, resolution), Image.Resampling.BICUBIC) for each in (image, mask))
     images = np.broadcast_to(np.asarray(image), (1, frames, resolution, resolution, 3))
     silhouettes = np.broadcast_to(np.asarray(mask) >= SOLID, (1, frames, resolution, resolution))
-    return Row(images, silhouettes, None, np.arange(frames))
+    across = ((pixel_centers(resolution).double() - 0.5) / focal_length(camera.fov_deg)).square().sum(-1)
+    billboard = (camera.radius * (1 + across).sqrt()).reshape(resolution, resolution).numpy()
+    return Row(images, silhouettes, np.broadcast_to(billboard, silhouettes.shape), np.arange(frames))
 
 
 def untrained_row(

@@ -10,9 +10,10 @@ from itertools import combinations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from cad.artifacts import PriorCache
+from cad.prior.pictures import to_network
 
 DISTANCE = "LPIPS (AlexNet)"
 
@@ -45,11 +46,7 @@ def mean_pairwise(
         return None
     found = []
     for start in range(0, len(pairs), batch):
-        first, second = (to_network(side, device) for side in zip(*pairs[start : start + batch], strict=True))
+        chunk = pairs[start : start + batch]
+        first, second = (to_network(np.stack(side), device) for side in zip(*chunk, strict=True))
         found.append(metric(first, second).flatten().double().cpu())
     return float(torch.cat(found).mean())
-
-
-def to_network(images: Iterable[NDArray[np.uint8]], device: torch.device) -> Tensor:
-    """Images uint8 [H, W, 3] as one tensor [B, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.stack(list(images))).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1

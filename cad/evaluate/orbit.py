@@ -11,15 +11,18 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cad.artifacts import InputArtifact, Orbit, OrbitWriter, write_image, write_json, write_video
+from cad.artifacts import InputArtifact, Orbit, OrbitWriter, read_json, write_image, write_json, write_video
 from cad.camera import Poses, near_far, orbit_poses
 from cad.config import CameraSettings, OrbitSettings
 from cad.context import Context
+from cad.errors import UserError
 from cad.progress import progress
+from cad.render.choice import check_begun, rendered_by
 from cad.render.reference import Sampling
 from cad.train.load import LoadedGenerator, load_generator
 
 BRANCHES = ("2d", "3d")
+RENDER = "render.json"  # the settings, the renderer and the kind of device
 CONTACT_COLUMNS = 12
 VIDEO_SIDE = 256  # smaller frames are enlarged by whole pixels, or players blur them [ours]
 
@@ -38,13 +41,18 @@ def render_orbit(
     """Render the orbit of every seed and branch into `out`; frames that already lie there are kept.
 
     The orbit runs at the reference's polar angle and starts at its azimuth [ours: the paper gives no elevation], so
-    frame 0 is the view to compare with the input. Raises UserError for a broken input or checkpoint.
+    frame 0 is the view to compare with the input. Raises UserError for a broken input or checkpoint, and for
+    frames that another renderer or device began.
     """
     reference = InputArtifact.open(input_dir)
     poses = orbit_poses(settings.frames, reference.reference_polar, reference.reference_azimuth)
     generator = load_generator(stage2_dir, "stage2", context.device)
     seeds = range(settings.seeds)
     side = generator.settings.output_resolution
+    # First, for a resumed run to compare: what the frames are rendered with, and a control's would have to be.
+    if (out / RENDER).exists():
+        check_begun(out, read_json(out / RENDER), context.device)
+    write_json(out / RENDER, settings.model_dump() | rendered_by(context.device))
     writer = OrbitWriter(out, poses, camera.radius, camera.fov_deg, side, BRANCHES, seeds)
     batches = [
         (branch, seed, batch)
@@ -60,8 +68,6 @@ def render_orbit(
                 writer.write(branch, seed, k, color, alpha, depth)
             bar.advance(len(batch))
     writer.finish()
-    # What an orbit of another generator (a control) has to be rendered with to be comparable.
-    write_json(out / "render.json", settings.model_dump())
     orbit = Orbit.open(out)
     for branch in BRANCHES:
         for seed in seeds:
@@ -71,6 +77,12 @@ def render_orbit(
     sheet = labelled_sheet(orbit)
     write_image(out / "contact.png", sheet)
     context.tracker.image("orbit/contact", sheet, 0)
+
+
+def rendered_with(folder: Path) -> OrbitSettings:
+    """The settings that the orbit in a folder was rendered with."""
+    content = read_json(folder / RENDER, *OrbitSettings.model_fields)
+    return OrbitSettings(**{name: content[name] for name in OrbitSettings.model_fields})
 
 
 def missing_batches(missing: list[int], settings: OrbitSettings) -> list[range]:
@@ -101,8 +113,12 @@ def to_views(image: Tensor, opacity: Tensor, depth: Tensor, far: float) -> Views
 
     image: [n, 3, H, W] in [-1, 1]; opacity: [n, 1, r, r] in [0, 1]; depth: [n, 1, r, r] along the ray, where the light
     that passes counts with `far`: it is taken out again, so that a soft edge has the surface's depth. The 2D branch has
-    opacity and depth at its raw resolution only; they are resized to the image's. Depth is 0 where nothing is.
+    opacity and depth at its raw resolution only; they are resized to the image's. Depth is 0 where nothing is. Raises
+    UserError for a rendering that is not finite, which would be stored as black or as empty.
     """
+    for name, values in (("colour", image), ("opacity", opacity), ("depth", depth)):
+        if not values.isfinite().all():
+            raise UserError(f"stage2: its generator renders {name} that is not finite; train again with lower rates")
     side = image.shape[-1]
     if opacity.shape[-1] != side:
         opacity, depth = (interpolate(x, (side, side), mode="bilinear", antialias=True) for x in (opacity, depth))

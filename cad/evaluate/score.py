@@ -1,7 +1,7 @@
 """Table 1's protocol: each frame of the orbit against the reference view (image score) and the prompt (text score).
 
-Beside it stand measures that a CLIP score alone cannot fake: where the truth is known, the azimuth and the silhouette
-(`truth`) and the distance to true views (`distribution`); always the diversity and the cross-view error.
+Beside it stand measures that different fakes fail: where the truth is known, the azimuth and the silhouette (`truth`)
+and the distance to true views (`distribution`); always the diversity and the cross-view error.
 """
 
 from collections.abc import Callable
@@ -23,6 +23,7 @@ from cad.evaluate.controls import Row
 from cad.evaluate.scorers import Scorer, load_scorer, score
 from cad.evaluate.summary import (
     DECIMALS,
+    SPAN_LEAST,
     consistency_summary,
     distribution_summary,
     diversity_summary,
@@ -53,14 +54,8 @@ def evaluate_orbit(
     A row is left out of a measure that cannot be taken of it. Raises UserError for an orbit, an input or refined
     samples that are broken, and for a scorer or LPIPS whose weights are missing.
     """
-    if not settings.scorers:
-        raise UserError("evaluate.scorers: there is none; name at least one, e.g. a folder under data/weights")
     reference, orbit, refined = InputArtifact.open(input_dir), Orbit.open(orbit_dir), PriorCache.open(refine_dir)
-    if settings.step_frames >= len(orbit) > 1:
-        raise UserError(
-            f"evaluate.step_frames: {settings.step_frames} is a whole turn or more of an orbit of {len(orbit)} frames; "
-            "make it smaller"
-        )
+    check_settings(settings, orbit)
     scorers = [load_scorer(name, each, context.device) for name, each in settings.scorers.items()]
     lpips = load_lpips(Path(models.lpips), context.device)
     rows = dict(controls.collect_rows(settings, camera, source, reference, orbit, stage2_dir, context))
@@ -92,12 +87,24 @@ def evaluate_orbit(
     if source.toyworld is not None:
         metrics["truth"] = truth_summary(table, orbit.poses)
         metrics["relative_image"] = relative_image(metrics["scorers"])
+        metrics["relative_span_least"] = SPAN_LEAST
         between = controls.true_row(source, camera, distribution.between_frames(orbit.poses), orbit.resolution)
         true_views = embed(scorers[0], between.images, settings.batch, lambda _: None)[0]
         metrics["distribution"] = distribution_summary(scorers[0].name, embedded[0], true_views)
     write_json(out / "metrics.json", metrics)
     context.tracker.log(flattened(metrics), 0)
     context.tracker.table("evaluate/frames", table)
+
+
+def check_settings(settings: EvaluateSettings, orbit: Orbit) -> None:
+    """UserError for settings with which this orbit cannot be scored."""
+    if not settings.scorers:
+        raise UserError("evaluate.scorers: there is none; name at least one, e.g. a folder under data/weights")
+    if settings.step_frames >= len(orbit) > 1:
+        raise UserError(
+            f"evaluate.step_frames: {settings.step_frames} is a whole turn or more of an orbit of {len(orbit)} frames; "
+            "make it smaller"
+        )
 
 
 def frame_table(name: str, row: Row, poses: Poses) -> pd.DataFrame:
@@ -125,18 +132,30 @@ def embed(scorer: Scorer, images: np.ndarray, batch: int, advance: Callable[[int
 
 
 def add_scores(table: pd.DataFrame, scorer: Scorer, views: dict[str, Tensor], reference: InputArtifact) -> None:
-    """Add a scorer's image and text score of every view (100 x cosine); views: unit embeddings [S, F, D] by row."""
+    """Add a scorer's image and text score of every view (100 x cosine); views: unit embeddings [S, F, D] by row.
+
+    Raises UserError for a score that is not finite: a mean would leave such views out, as if they did not count.
+    """
     flat = torch.cat([each.flatten(0, 1) for each in views.values()])
-    table[f"image: {scorer.name}"] = score(flat, scorer.images(reference.image[None]))[:, 0].numpy()
-    table[f"text: {scorer.name}"] = score(flat, scorer.texts([reference.prompt]))[:, 0].numpy()
+    against = {"image": scorer.images(reference.image[None]), "text": scorer.texts([reference.prompt])}
+    for kind, each in against.items():
+        scores = score(flat, each)[:, 0]
+        if not scores.isfinite().all():
+            row = table["row"].iloc[int((~scores.isfinite()).nonzero()[0])]
+            said = f"its {kind} scores of row {row} are not finite; its weights are broken: get them again"
+            raise UserError(f"evaluate.scorers.{scorer.name}: {said}")
+        table[f"{kind}: {scorer.name}"] = scores.numpy()
 
 
 def add_truth(table: pd.DataFrame, rows: dict[str, Row], true: Row, poses: Poses) -> None:
     """Add what the toyworld knows: the azimuth error of the nearest true view, and the silhouette's IoU."""
+    # Imported here: the toyworld compiles its renderer, and a photograph's evaluation does not need it.
+    from cad.prior.truth import intersection_over_union
+
     errors, overlaps = [], []
     for row in rows.values():
         for images, silhouettes in zip(row.images, row.silhouettes, strict=True):
             errors.append(truth.retrieved_azimuth_error(images, true.images[0], poses, row.frames))
-            overlaps.append(truth.silhouette_iou(silhouettes, true.silhouettes[0][row.frames]))
+            overlaps.append(intersection_over_union(silhouettes, true.silhouettes[0][row.frames]))
     table["azimuth_error_deg"] = np.concatenate(errors)
     table["silhouette_iou"] = np.concatenate(overlaps)

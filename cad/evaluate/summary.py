@@ -17,6 +17,7 @@ from cad.evaluate.controls import Row
 from cad.evaluate.scorers import Scorer
 
 DECIMALS = 6
+SPAN_LEAST = 5.0  # points of image score between the true and another object; with less, noise is divided [ours]
 PARTS = ("truth", "distribution", "diversity", "consistency")  # those that have rows, beside the scorers
 
 
@@ -69,13 +70,14 @@ def truth_summary(table: pd.DataFrame, poses: Poses) -> dict[str, Any]:
 def relative_image(scored: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Per scorer, where our image scores lie between the other object's (0) and the true object's (1).
 
-    scored: metrics.json's `scorers`; empty without these two rows, or where they do not differ.
+    Above 1 our frames are nearer to the input view than the true ones are, as copies of it would be: no better than 1.
+    scored: metrics.json's `scorers`; one is left out without these two rows, or if the true object's score is not at
+    least `SPAN_LEAST` above the other's: such a scorer cannot tell them apart.
     """
     found = {}
     for name, part in scored.items():
         image = {row: values["image"] for row, values in part["rows"].items()}
-        if "truth" in image and "other" in image and image["truth"] != image["other"]:
-            span = image["truth"] - image["other"]
+        if {"truth", "other"} <= set(image) and (span := image["truth"] - image["other"]) >= SPAN_LEAST:
             ours = [row for row in ("3d", "2d") if row in image]
             found[name] = {row: round((image[row] - image["other"]) / span, DECIMALS) for row in ours}
     return found
@@ -98,8 +100,6 @@ def diversity_summary(
     }
     part: dict[str, Any] = {"distance": diversity.DISTANCE}
     part["rows"] = {name: {"lpips": round(value, DECIMALS)} for name, value in found.items() if value is not None}
-    if part["rows"] and "copied" in rows:
-        part["rows"]["copied"] = {"lpips": 0.0}  # the reference is the same under every seed
     draws = diversity.draw_diversity(lpips, refined, settings.diversity_poses, settings.batch, device)
     if draws is not None:
         part["refined"] = round(draws, DECIMALS)
@@ -109,22 +109,31 @@ def diversity_summary(
 def consistency_summary(
     settings: EvaluateSettings, camera: CameraSettings, rows: dict[str, Row], poses: Poses
 ) -> dict[str, Any]:
-    """metrics.json's cross-view errors of the rows that have depth."""
-    step, tolerance = settings.step_frames, settings.depth_tolerance
-    found = {name: consistency.cross_view_error(row, poses, camera, step, tolerance) for name, row in rows.items()}
+    """metrics.json's cross-view errors: of the rows that have depth and, as `one_depth`, of ours through 3D's depth."""
+    one_depth: dict[str, Row] = {}
+    if {"3d", "2d"} <= set(rows):
+        one_depth = dict(zip(("3d", "2d"), consistency.through_depth_of(rows["3d"], rows["2d"]), strict=True))
     return {
-        "step_frames": step,
+        "step_frames": settings.step_frames,
+        "still_least": consistency.STILL_LEAST,
         "unit": "mean absolute RGB difference, grey levels of 255",
-        "rows": {
-            name: {
-                "warp_error": round(error.warp_error, DECIMALS),
-                "still_error": round(error.still_error, DECIMALS),
-                "pixels": error.pixels,
-            }
-            for name, error in found.items()
-            if error is not None
-        },
+        "rows": cross_view_rows(settings, camera, rows, poses),
+        "one_depth": cross_view_rows(settings, camera, one_depth, poses),
     }
+
+
+def cross_view_rows(
+    settings: EvaluateSettings, camera: CameraSettings, rows: dict[str, Row], poses: Poses
+) -> dict[str, dict[str, float]]:
+    """Per row the cross-view error; without `ratio` where the views hardly differ."""
+    done: dict[str, dict[str, float]] = {}
+    for name, row in rows.items():
+        error = consistency.cross_view_error(row, poses, camera, settings.step_frames, settings.depth_tolerance)
+        if error is None:
+            continue
+        numbers = {**error._asdict(), "ratio": error.ratio}
+        done[name] = {key: round(value, DECIMALS) for key, value in numbers.items() if value is not None}
+    return done
 
 
 def flattened(metrics: dict[str, Any]) -> dict[str, float]:

@@ -1,6 +1,6 @@
-"""Where the truth is known: does a view face where it should, and does it cover what it should?
+"""Where the truth is known: does a view face where it should?
 
-Neither measure needs a network, so no network can be fooled by what it scores.
+That needs no network, so no network can be fooled by what it scores.
 """
 
 import numpy as np
@@ -22,12 +22,6 @@ def retrieved_azimuth_error(images: np.ndarray, true_views: np.ndarray, poses: P
     distance = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
     turn = poses.azimuth[distance.argmin(1)] - poses.azimuth[torch.from_numpy(np.asarray(frames))]
     return np.abs(np.degrees(np.arctan2(np.sin(turn.numpy()), np.cos(turn.numpy()))))
-
-
-def silhouette_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of silhouettes bool [n, H, W], [n]; 1 where both are empty."""
-    union = (a | b).sum((1, 2))
-    return np.where(union == 0, 1.0, (a & b).sum((1, 2)) / np.maximum(union, 1))
 
 
 def chance_within(poses: Poses) -> float:

@@ -26,8 +26,8 @@ class TriplaneDecoder(nn.Module):
         raw, color = out.split([1, out.shape[1] - 1], dim=1)  # one copy on the way back, where slices would make four
         return softplus(raw[:, 0] - 1), torch.add(color.new_tensor(-0.001), color.sigmoid(), alpha=1.002)
 
-    def layers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Weight and bias of the hidden and of the output layer, as they act: what the fused renderer reads."""
+    def fused_layers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weight and bias of the hidden and of the output layer as they act, with which the fused renderer works."""
         return *self.hidden.scaled(), *self.out.scaled()
 
     def raw_density(self, features: Tensor) -> Tensor:

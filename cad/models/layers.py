@@ -117,14 +117,18 @@ class ModulatedConv(Layer):
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """x [B, inputs, H, W], w [B, w_dim] to [B, outputs, H, W], bias added, no activation."""
         weight = self.weight / math.sqrt(self.weight[0].numel())
-        style = self.style(w)
+        # Styles and norms keep their precision under autocast: one rounding here would move a whole channel.
+        with full_precision(x.device):
+            style = self.style(w.to(weight.dtype))
+            norm = None
+            if self.demodulate:
+                norm = torch.rsqrt(linear(style.square(), weight.square().sum((2, 3))) + 1e-8)  # [B, outputs]
         # The edge goes on beyond the border [ours]: StyleGAN2's zeros are a seam around images on white.
         edge = weight.shape[-1] // 2
-        y = conv2d(pad(x * style[:, :, None, None], (edge,) * 4, mode="replicate"), weight)
-        if self.demodulate:
-            energy = linear(style.square(), weight.square().sum((2, 3)))  # [B, outputs]
-            y = y * torch.rsqrt(energy + 1e-8)[:, :, None, None]
-        return y + self.bias[:, None, None]
+        y = conv2d(pad(x * style.to(x.dtype)[:, :, None, None], (edge,) * 4, mode="replicate"), weight)
+        if norm is not None:
+            y = y * norm.to(y.dtype)[:, :, None, None]
+        return y + self.bias.to(y.dtype)[:, None, None]
 
 
 class StyleBlock(nn.Module):

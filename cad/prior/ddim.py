@@ -27,6 +27,16 @@ class NoiseStreams:
         return torch.stack(draws).to(self.device, self.dtype)
 
 
+def in_precision(device: torch.device, bf16: bool) -> torch.autocast:
+    """A context in which networks compute in bfloat16, or as they are; the walk itself keeps its precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """A context that suspends `in_precision`: between 0.996 and 1 bfloat16 has nothing, near-white would be white."""
+    return torch.autocast(device.type, enabled=False)
+
+
 def guide(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
     """Classifier-free guidance: unconditional + guidance * (conditional - unconditional)."""
     return unconditional + guidance * (conditional - unconditional)

@@ -83,12 +83,14 @@ class LatentDiffusion:
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """The VAE's mode times its scaling factor, [B, 4, h, w] of images [B, 3, H, W] in [-1, 1]."""
-        return self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode() * self.vae.config.scaling_factor
+        mode = self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode()
+        return mode.to(self.vae.dtype) * self.vae.config.scaling_factor  # also under autocast
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1], float32, of scaled latents [B, 4, h, w]."""
-        return self.vae.decode(latents / self.vae.config.scaling_factor).sample.float().clamp(-1, 1)
+        """Images [B, 3, H, W] in [-1, 1], float32, of scaled latents [B, 4, h, w]; never under autocast."""
+        with ddim.full_precision(latents.device):
+            return self.vae.decode(latents / self.vae.config.scaling_factor).sample.float().clamp(-1, 1)
 
     @torch.no_grad()
     def sdedit(
@@ -115,7 +117,7 @@ class LatentDiffusion:
 
         def denoise(noisy: Tensor, time: int) -> Tensor:
             prediction = self.unet(torch.cat([noisy, noisy]), time, encoder_hidden_states=contexts).sample
-            null, conditional = prediction.chunk(2)
+            null, conditional = prediction.to(noisy.dtype).chunk(2)  # also under autocast
             return ddim.guide(conditional, null, guidance)
 
         start = torch.full((len(latents),), times[0], dtype=torch.long, device=latents.device)

@@ -16,7 +16,7 @@ from cad.camera import Poses
 from cad.config import CameraSettings, ModelPaths, RefineSettings
 from cad.context import Context
 from cad.errors import UserError
-from cad.prior.ddim import NoiseStreams
+from cad.prior.ddim import NoiseStreams, in_precision
 from cad.prior.latent_diffusion import LatentDiffusion
 from cad.prior.pictures import to_network, to_picture
 from cad.prior.prune import read_decisions
@@ -50,10 +50,11 @@ class LatentDiffusionRefiner:
             self.contexts[prompt] = self.model.embed([prompt])
         context = torch.cat([self.contexts[prompt] for prompt in prompts])
         noise = streams.draw(self.model.latent_shape)
-        refined = self.model.sdedit(
-            _resize(images, own), context, self.contexts[""], noise, None, settings.strength, settings.guidance,
-            settings.steps,
-        )  # fmt: skip
+        with in_precision(images.device, settings.bf16):
+            refined = self.model.sdedit(
+                _resize(images, own), context, self.contexts[""], noise, None, settings.strength, settings.guidance,
+                settings.steps,
+            )  # fmt: skip
         return _resize(refined, side)
 
 

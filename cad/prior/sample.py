@@ -11,7 +11,7 @@ from cad.artifacts import InputArtifact, PriorCache, PriorCacheWriter, contact_s
 from cad.camera import Poses, relative_pose, sphere_poses
 from cad.config import CameraSettings, ModelPaths, PriorSettings
 from cad.context import Context
-from cad.prior.ddim import NoiseStreams
+from cad.prior.ddim import NoiseStreams, in_precision
 from cad.prior.pictures import check_resolution, to_network, to_picture
 from cad.prior.zero123 import Zero123
 from cad.progress import progress
@@ -70,16 +70,17 @@ def sample_views(
         [generator(context.seed, context.object, "prior", i, j) for i, j in pairs], context.device, torch.float32
     )
     embedding, latent = condition
-    images = model.sample(
-        embedding,
-        latent,
-        relative[[i for i, _ in pairs]].float().to(context.device),
-        streams.draw(model.latent_shape),
-        (lambda step: streams.draw(model.latent_shape)) if settings.eta > 0 else None,
-        settings.steps,
-        settings.guidance,
-        settings.eta,
-    )
+    with in_precision(context.device, settings.bf16):
+        images = model.sample(
+            embedding,
+            latent,
+            relative[[i for i, _ in pairs]].float().to(context.device),
+            streams.draw(model.latent_shape),
+            (lambda step: streams.draw(model.latent_shape)) if settings.eta > 0 else None,
+            settings.steps,
+            settings.guidance,
+            settings.eta,
+        )
     return to_picture(images)
 
 

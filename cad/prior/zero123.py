@@ -106,12 +106,14 @@ class Zero123:
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """What is diffused: the VAE's mode times its scaling factor, [B, 4, h, w] of images [B, 3, H, W] in [-1, 1]."""
-        return self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode() * self.vae.config.scaling_factor
+        mode = self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode()
+        return mode.to(self.vae.dtype) * self.vae.config.scaling_factor  # also under autocast
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1], float32, of scaled latents [B, 4, h, w]."""
-        return self.vae.decode(latents / self.vae.config.scaling_factor).sample.float().clamp(-1, 1)
+        """Images [B, 3, H, W] in [-1, 1], float32, of scaled latents [B, 4, h, w]; never under autocast."""
+        with ddim.full_precision(latents.device):
+            return self.vae.decode(latents / self.vae.config.scaling_factor).sample.float().clamp(-1, 1)
 
     def context(self, embedding: Tensor, relative_pose: Tensor) -> Tensor:
         """Cross-attention context [B, 1, C] of embeddings [B, D] and poses [B, 4] (`cad.camera.relative_pose`)."""
@@ -120,7 +122,8 @@ class Zero123:
 
     def denoise(self, latents: Tensor, t: Tensor | int, context: Tensor, concat_latent: Tensor) -> Tensor:
         """The UNet's prediction [B, 4, h, w] for noisy latents [B, 4, h, w] at step t beside the reference's latent."""
-        return self.unet(torch.cat([latents, concat_latent], dim=1), t, encoder_hidden_states=context).sample
+        joined = torch.cat([latents, concat_latent], dim=1)
+        return self.unet(joined, t, encoder_hidden_states=context).sample.to(latents.dtype)  # also under autocast
 
     @torch.no_grad()
     def sample(
@@ -150,7 +153,7 @@ class Zero123:
             return ddim.guide(conditional, null, guidance)
 
         times = ddim.time_steps(self.scheduler, steps, 1.0)
-        return self.decode(ddim.walk(denoise, self.scheduler, noise.to(context), times, eta, step_noise))
+        return self.decode(ddim.walk(denoise, self.scheduler, noise.to(latent), times, eta, step_noise))
 
 
 def draw_drops(

@@ -1,1 +1,1 @@
-"""Volume rendering of triplanes (Sec. 3.2): the plain PyTorch renderer and the images made with it."""
+"""Volume rendering of triplanes (Sec. 3.2): a plain PyTorch reference, a fused twin, and images made with either."""

@@ -24,10 +24,13 @@ PARTS, RAYS_OF_A_PART = 8, 128
 
 
 @runtime_checkable
-class LayeredDecoder(Protocol):
-    """A decoder that the fused renderer can read: softplus between two layers, activations as in `TriplaneDecoder`."""
+class FusedDecoder(Protocol):
+    """A decoder that says that the fused renderer computes it: softplus between two layers, then activations.
 
-    def layers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    Density is softplus(first output - 1), radiance is 1.002 sigmoid(the others) - 0.001, as in `TriplaneDecoder`.
+    """
+
+    def fused_layers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Weight and bias of the hidden and of the output layer, as they act."""
         ...
 
@@ -39,7 +42,7 @@ def can_render(planes: Tensor) -> bool:
 
 def render_rays(
     planes: Tensor,
-    decoder: LayeredDecoder,
+    decoder: FusedDecoder,
     origins: Tensor,
     directions: Tensor,
     sampling: Sampling,
@@ -47,7 +50,7 @@ def render_rays(
 ) -> Rendered:
     """`cad.render.reference.render_rays`, fused: the same arguments, draws and results, up to rounding."""
     enter, leave = chord(origins, directions, sampling)
-    layers = list(decoder.layers())
+    layers = list(decoder.fused_layers())
 
     def distances(positions: Tensor) -> Tensor:
         # The minimum undoes the rounding that could put a sample beyond the end of its chord.
@@ -71,11 +74,13 @@ def render(
     """Features [B, R, F] on white, opacity [B, R], depth [B, R], and the samples' weights [B, R, S] or, unasked, [0].
 
     half_side: of the box, outside which there is no density; far: the depth of light that passes, scene units.
-    Differentiable once in planes, rays and layers. Raises ValueError for a wrong shape, dtype or device, and for planes
-    that are not finite.
+    Differentiable once in planes, rays and layers. One value among them that is not finite makes all outputs NaN, and
+    their gradients: divergence shows where losses are checked. Raises ValueError for a wrong shape, dtype or device.
     """
     call = _Call(planes, rays, layers, half_side, far)
     features, opacity, depth, weights = _rendered(rays, layers, keep_weights)
+    if not call.finite:
+        return _spoilt(features), _spoilt(opacity), _spoilt(depth), _spoilt(weights)
     call.run("cad_render", _Pointers(features, opacity, depth, weights if keep_weights else None))
     return features, opacity, depth, weights
 
@@ -93,6 +98,8 @@ def refine(
     _expect("positions", positions, tuple(rays[2].shape), planes)
     _expect("draws", draws, (*rays[3].shape, draws.shape[-1]), planes)
     union = _union(positions, draws)
+    if not call.finite:
+        return _spoilt(union)
     kept = positions.contiguous(), draws.contiguous()
     call.run("cad_refine", _Pointers(*kept, union), ctypes.c_int64(draws.shape[-1]), ctypes.c_float(UNIFORM_SHARE))
     return union
@@ -115,6 +122,8 @@ def render_backward(
     """
     call = _Call(planes, rays, layers, half_side, far)
     found = [x.new_zeros(x.shape) for x in _wanted(planes, rays, layers, needs_rays)]
+    if not call.finite:
+        return [_spoilt(x) for x in found]
     outputs = 4 if rendered[3].numel() else 3  # the weights take part only if they were asked for
     kept = [x.contiguous() for x in (*rendered[:outputs], *grads[:outputs])]
     batch, count = rays[3].shape
@@ -183,6 +192,11 @@ def _union(positions: Tensor, draws: Tensor) -> Tensor:
     return positions.new_empty((*positions.shape[:2], positions.shape[2] + draws.shape[2]))
 
 
+def _spoilt(tensor: Tensor) -> Tensor:
+    """The tensor, filled with NaN."""
+    return tensor.fill_(torch.nan)
+
+
 def _wanted(planes: Tensor, rays: Sequence[Tensor], layers: Sequence[Tensor], needs_rays: bool) -> list[Tensor]:
     """The inputs whose gradients `render_backward` returns, in its order."""
     return [planes, *layers, *(rays if needs_rays else ())]
@@ -241,7 +255,7 @@ class _Pointers:
 
 
 class _Call:
-    """Checked inputs of a launcher of csrc/cpu.cpp, with planes packed texel by texel."""
+    """Checked inputs of a launcher of csrc/, planes packed texel by texel; `finite` says whether all values are."""
 
     def __init__(
         self, planes: Tensor, rays: Sequence[Tensor], layers: Sequence[Tensor], half_side: float, far: float
@@ -264,8 +278,7 @@ class _Call:
         strides = (ctypes.c_int64 * 5)(*planes.stride())
         source, target = ctypes.c_void_p(planes.data_ptr()), ctypes.c_void_p(self.packed.data_ptr())
         sound = self.library.cad_pack(ctypes.byref(self.sizes), source, strides, target)
-        if not sound:
-            raise ValueError("planes: hold NaN or infinite values")
+        self.finite = bool(sound) and all(bool(x.isfinite().all()) for x in (*rays, *layers))
 
     def run(self, name: str, *arguments: Any) -> None:
         """Call a launcher with the inputs and these further arguments."""

@@ -1,22 +1,13 @@
-"""Whole views and patches, through the fused renderer where it runs and through the reference elsewhere."""
-
-from typing import Literal
+"""Whole views and patches, through the renderer that `cad.render.choice` says; float64 is the reference's alone."""
 
 import torch
 from torch import Tensor
 
 from cad.camera import pixel_centers, rays
-from cad.render import fused, reference
+from cad.render import choice, fused, reference
 from cad.render.reference import Decoder, Rendered, Sampling
 
 POINTS_PER_CHUNK = 2**20  # without gradients, rays go through in chunks of this many samples to bound the memory [ours]
-
-_choice = {"renderer": "reference"}  # of this process, as torch's number of threads is
-
-
-def use_renderer(name: Literal["auto", "reference"]) -> None:
-    """Choose how this process renders from now on: auto takes the fused renderer where it compiles and fits."""
-    _choice["renderer"] = name
 
 
 def render_view(
@@ -94,6 +85,6 @@ def _render_rays(
     sampling: Sampling,
     jitter: torch.Generator | None,
 ) -> Rendered:
-    if _choice["renderer"] == "auto" and isinstance(decoder, fused.LayeredDecoder) and fused.can_render(planes):
+    if choice.renderer() == "fused" and isinstance(decoder, fused.FusedDecoder) and fused.can_render(planes):
         return fused.render_rays(planes, decoder, origins, directions, sampling, jitter)
     return reference.render_rays(planes, decoder, origins, directions, sampling, jitter)

@@ -3,7 +3,7 @@
 All thresholds stand here, and so does the choice of measures by which a control can be told from a good object.
 """
 
-import csv
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,21 +14,23 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from cad.artifacts import write_atomic
-from cad.errors import UserError
-from cad.report.markup import EMPTY, csv_text, markdown_escape, markdown_table
-from cad.report.measures import MEASURES, ROWS, Column, Measured, read_measures
+from cad.report.markup import EMPTY, csv_records, csv_text, markdown_escape, markdown_table
+from cad.report.measures import MEASURES, ROWS, Column, Measured, number, read_measures
 
 # The paper has none of these bars: all are [ours].
 AZIMUTH_SHARE = 0.8  # of an orbit's frames; chance is about 0.18, and an object that is right from all sides but a
 # quarter of the way round still misses it
 RELATIVE_IMAGE = 0.7  # of the way from another object's image score to the true object's
 DIVERSITY_SHARE = 0.5  # of the LPIPS between the refined samples, which is all the variety that a generator was shown
+EXPLAINED = 1.0  # warp / still: carried pixels must differ less than unmoved ones
+SHARE_LEAST = 0.5  # of the pixels inside the outlines: an error over fewer says little of the object; true orbits: 0.96
 
 # What can tell a control from a good object. A measure is here if a good object must win on it, and only then:
 # losing to a control on any other measure means nothing.
 TELLS = {
-    # One picture for all views: the wrong side from nearly everywhere, one outline, no variety of views or of seeds.
-    "copied": ("azimuth", "silhouette", "kid", "lpips"),
+    # One picture for all views: the wrong side from nearly everywhere, one outline, no variety of views, and no change
+    # between views that a depth could explain.
+    "copied": ("azimuth", "silhouette", "kid", "warp"),
     # Another family's true orbit: a perfect object, but not this one.
     "other": ("image", "text", "azimuth", "silhouette", "kid"),
     # The same networks, fresh: no object, no sides.
@@ -38,13 +40,16 @@ TELLS = {
 BLIND = {
     ("copied", "image"): "100 by construction",
     ("copied", "text"): "one good view of what the prompt names fits it as well as the true orbit does",
-    ("copied", "warp"): "no depth, so it cannot be measured",
+    ("copied", "lpips"): "0 by construction; the bar of half the refined samples' LPIPS asks more",
+    ("copied", "one_depth"): "asked of our two branches only",
     ("copied", "relative"): "the image score in another unit",
     ("other", "lpips"): "one object has no seeds, so it cannot be measured",
     ("other", "warp"): "a true orbit is consistent, whatever it shows",
+    ("other", "one_depth"): "asked of our two branches only",
     ("other", "relative"): "0 by definition; the image score says the same",
     ("untrained", "lpips"): "rendered with one seed only; noise would differ as well",
-    ("untrained", "warp"): "a blank or a blob is consistent with itself",
+    ("untrained", "warp"): "a blob is consistent with itself, and a blank has nothing to compare",
+    ("untrained", "one_depth"): "asked of our two branches only",
     ("untrained", "relative"): "the image score in another unit",
 }
 FIELDS = ("name", "object", "bar", "measure", "value", "relation", "needed", "met")
@@ -74,8 +79,7 @@ class Bar:
     @property
     def said(self) -> str:
         """Both numbers as text."""
-        form = MEASURES[self.measure].form
-        value, needed = (EMPTY if each is None else form.format(each) for each in (self.value, self.needed))
+        value, needed = (EMPTY if each is None else number(self.measure, each) for each in (self.value, self.needed))
         return f"{value} ({self.relation.replace('>=', '≥')} {needed})"
 
 
@@ -84,7 +88,9 @@ def bars(measured: Measured) -> Iterator[Bar]:
 
     def value(column: Column, row: str) -> float | None:
         cell = measured.value(column, row)
-        return None if cell is None else cell.value
+        if cell is None or (cell.warp is not None and row in ("3d", "2d") and cell.warp.share < SHARE_LEAST):
+            return None
+        return cell.value
 
     azimuth = measured.value(("azimuth", ""), "3d")
     yield Bar("Azimuth retrieval, 3D", "azimuth", azimuth.value if azimuth else None, ">=", AZIMUTH_SHARE)
@@ -97,11 +103,15 @@ def bars(measured: Measured) -> Iterator[Bar]:
         refined = None if seeds is None or seeds.beside is None else DIVERSITY_SHARE * seeds.beside
         title = f"LPIPS between seeds, 3D: {DIVERSITY_SHARE:g} x the refined samples'"
         yield Bar(title, "lpips", seeds.value if seeds else None, ">=", refined)
-    yield Bar("Warp error: 3D below 2D", "warp", value(("warp", ""), "3d"), "<", value(("warp", ""), "2d"))
+    yield Bar("Warp / still, 3D", "warp", value(("warp", ""), "3d"), "<", EXPLAINED)
+    for key, title in (("warp", "each its own depth"), ("one_depth", "both through 3D's depth")):
+        flat = value((key, ""), "2d")
+        needed = flat if flat is not None and math.isfinite(flat) else None  # a blank 2D branch is no measure
+        yield Bar(f"Warp / still: 3D below 2D, {title}", key, value((key, ""), "3d"), "<", needed)
     for control, keys in TELLS.items():
         for key in keys:
             for column in columns(measured, key):
-                title = f"3D beats {ROWS[control].lower()}: {MEASURES[key].title}{by(column)}"
+                title = f"3D beats {ROWS[control].lower()}: {measured.title(key)}{by(column)}"
                 relation = ">" if MEASURES[key].higher else "<"
                 yield Bar(title, key, value(column, "3d"), relation, value(column, control))
 
@@ -152,10 +162,13 @@ def lines(judged: list[Judged]) -> list[tuple[str, list[Bar | None]]]:
 
 def notes() -> list[str]:
     """What cannot tell a control from a good object, and why."""
-    out = ["In brackets what is needed; a bar that was not measured is not met. What cannot tell a control, and why:"]
+    out = [
+        "In brackets what is needed; a bar that was not measured is not met, nor one of a warp over less than "
+        f"{SHARE_LEAST:.0%} of the pixels. ∞: the views do not change. What cannot tell a control, and why:"
+    ]
     for control in TELLS:
-        said = [f"{MEASURES[key].title.lower()} ({why})" for (which, key), why in BLIND.items() if which == control]
-        out.append(f"{ROWS[control]}: {'; '.join(said)}.".replace("lpips", "LPIPS"))
+        said = [f"{MEASURES[key].title} ({why})" for (which, key), why in BLIND.items() if which == control]
+        out.append(f"{ROWS[control]}: {'; '.join(said)}.")
     return out
 
 
@@ -190,17 +203,14 @@ def to_csv(judged: list[Judged]) -> str:
 
 
 def from_csv(path: Path) -> list[Judged]:
-    """The bars that `to_csv` wrote; UserError for a missing or foreign file."""
-    if not path.is_file():
-        raise UserError(f"{path}: missing; run `cad report all`")
+    """The bars that `to_csv` wrote; UserError for a file that is missing, foreign or edited into another form."""
     found: dict[tuple[str, str], list[Bar]] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        records = csv.DictReader(file)
-        if tuple(records.fieldnames or ()) != FIELDS:
-            raise UserError(f"{path}: holds no bars of this version; run `cad report all` again")
+    with csv_records(path, FIELDS) as records:
         for record in records:
             value, needed = (float(record[key]) if record[key] else None for key in ("value", "needed"))
             bar = Bar(record["bar"], record["measure"], value, record["relation"], needed)
+            if bar.measure not in MEASURES or MET[bar.met] != record["met"]:
+                raise ValueError(f"bar {bar.title!r} is not as it was written")
             found.setdefault((record["name"], record["object"]), []).append(bar)
     return [Judged(name, subject, own) for (name, subject), own in found.items()]
 

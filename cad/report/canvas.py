@@ -1,7 +1,7 @@
 """The page that the figures are drawn on: addressed in inches, rows of pictures in aligned columns."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,11 @@ class Strip:
     images: list[NDArray[np.uint8] | None]
     colors: list[str | None]
     captions: list[str]
+
+
+def plain_strip(label: str, images: Sequence[NDArray[np.uint8] | None]) -> Strip:
+    """One row of images without frames and captions."""
+    return Strip(label, list(images), [None] * len(images), [""] * len(images))
 
 
 class Page:

@@ -2,7 +2,11 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from cad.errors import UserError
 
 EMPTY = "—"
 LETTERS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"  # marks of notes under a table, in order
@@ -26,6 +30,24 @@ def csv_text(fields: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     writer.writerow(fields)
     writer.writerows(lines)
     return text.getvalue()
+
+
+@contextmanager
+def csv_records(path: Path, fields: Sequence[str]) -> Iterator[list[dict[str, str]]]:
+    """The lines of a CSV file of the report, by field; UserError for a file that is missing, foreign or edited.
+
+    What the reader of a line cannot make sense of, inside of the `with`, counts as edited too.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: missing; run `cad report all`")
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            head, *lines = list(csv.reader(file)) or [[]]
+        if head != list(fields) or any(len(line) != len(fields) for line in lines):
+            raise ValueError("other fields")
+        yield [dict(zip(fields, line, strict=True)) for line in lines]
+    except (ValueError, LookupError, csv.Error) as error:
+        raise UserError(f"{path}: was edited, or is of another version ({error}); run `cad report all` again") from None
 
 
 LATEX = {

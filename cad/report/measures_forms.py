@@ -1,6 +1,7 @@
 """The measures as Markdown, CSV and in the terminal: a table for each metrics file, and the definitions once."""
 
 from pathlib import Path
+from string import Formatter
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -21,12 +22,17 @@ from cad.report.measures import (
     Column,
     Measured,
     Value,
+    number,
     read_measures,
 )
 
-FIELDS = ("name", "object", "row", "measure", "by", "better", "value", "std", "beside", "what_beside", "pixels", "note")
-LEGEND = "± is the std over seeds; min: the worst seed; still: the same pixels without warping."
-BESIDE = {"azimuth": "worst seed", "warp": "unwarped", "lpips": "refined samples"}
+WARP = ("warp", "still", "pixels", "share")
+FIELDS = ("name", "object", "row", "measure", "by", "better", "value", "std", "beside", "what_beside", *WARP, "note")
+LEGEND = (
+    "± is the std over seeds; min: the worst seed; warp, still: what carried and unmoved pixels differ by; %: pixels "
+    "compared; ∞: the views do not change."
+)
+BESIDE = {"azimuth": "worst seed", "lpips": "refined samples"}
 
 
 def shown_columns(measured: Measured) -> list[Column]:
@@ -50,12 +56,14 @@ def why_missing(measured: Measured, column: Column, row: str) -> str:
     return NOT_MEASURED.get((row, key), NO_NUMBER)
 
 
-def number(key: str, cell: Value) -> str:
-    """A cell as text: mean, std over seeds, and what stands beside it."""
-    form = MEASURES[key].form
-    text = form.format(cell.value) + (f" ± {form.format(cell.std)}" if cell.std is not None else "")
-    short = {"azimuth": "min " if cell.std is not None else None, "warp": "still "}.get(key)  # LPIPS: in the head
-    return f"{text} ({short}{form.format(cell.beside)})" if short and cell.beside is not None else text
+def cell_text(key: str, cell: Value) -> str:
+    """A cell as text: mean, std over seeds, and what stands beside it (LPIPS: in the head)."""
+    text = number(key, cell.value) + (f" ± {number(key, cell.std)}" if cell.std is not None else "")
+    if cell.warp is not None:
+        return f"{text} (warp {cell.warp.warp:.2f}, still {cell.warp.still:.2f}, {cell.warp.share:.0%})"
+    if key == "azimuth" and cell.std is not None and cell.beside is not None:
+        return f"{text} (min {number(key, cell.beside)})"
+    return text
 
 
 def head(measured: Measured, column: Column) -> str:
@@ -64,8 +72,8 @@ def head(measured: Measured, column: Column) -> str:
     refined = (
         next((cell.beside for cell in measured.columns.get(column, {}).values()), None) if key == "lpips" else None
     )
-    beside = f"<br>refined samples: {MEASURES[key].form.format(refined)}" if refined is not None else ""
-    return f"{MEASURES[key].title} {MEASURES[key].arrow}" + (f"<br>{markdown_escape(by)}" if by else "") + beside
+    beside = f"<br>refined samples: {number(key, refined)}" if refined is not None else ""
+    return f"{measured.title(key)} {MEASURES[key].arrow}" + (f"<br>{markdown_escape(by)}" if by else "") + beside
 
 
 def cells(measured: Measured) -> tuple[dict[str, list[str]], list[str]]:
@@ -77,7 +85,7 @@ def cells(measured: Measured) -> tuple[dict[str, list[str]], list[str]]:
         for column in shown_columns(measured):
             cell = measured.value(column, row)
             if cell is not None:
-                table[row].append(number(column[0], cell))
+                table[row].append(cell_text(column[0], cell))
                 continue
             reason = why_missing(measured, column, row)
             if reason not in reasons:
@@ -95,15 +103,17 @@ def section(measured: Measured) -> str:
 
 
 def definitions(measured: list[Measured]) -> list[str]:
-    """A line for each measure: what it is, and what could pass it."""
-    about: dict[str, float] = {}
-    for each in measured:
-        about = each.about | about
+    """A line for each measure: what it is, and what could pass it; one for each of several settings, with its rows."""
     shown = []
     for key, measure in MEASURES.items():
-        needed = {"azimuth": {"within", "chance"}, "warp": {"step"}}.get(key, set())
-        if needed <= set(about):
-            shown.append(f"**{measure.title}** {measure.arrow}: {measure.said.format(**about)}")
+        needed = {name for _, name, _, _ in Formatter().parse(measure.said) if name}
+        said: dict[str, list[str]] = {}
+        for each in measured:
+            if needed <= set(each.about):
+                text = f"**{each.title(key)}** {measure.arrow}: {measure.said.format(**each.about)}"
+                said.setdefault(text, []).append(each.name)
+        for text, names in said.items():
+            shown.append(text + (f" (For {', '.join(map(markdown_escape, names))}.)" if len(said) > 1 else ""))
     return shown
 
 
@@ -124,12 +134,13 @@ def to_csv(measured: list[Measured]) -> str:
                 key, by = column
                 better = "higher" if MEASURES[key].higher else "lower"
                 cell = each.value(column, row)
-                start = [each.name, each.object, row, MEASURES[key].title, by, better]
+                start = [each.name, each.object, row, each.title(key), by, better]
                 if cell is None:
-                    lines.append([*start, *[None] * 5, why_missing(each, column, row)])
+                    lines.append([*start, *[None] * 8, why_missing(each, column, row)])
                 else:
                     what = BESIDE.get(key) if cell.beside is not None else None
-                    lines.append([*start, cell.value, cell.std, cell.beside, what, cell.pixels, None])
+                    warp = [getattr(cell.warp, name, None) for name in WARP]
+                    lines.append([*start, cell.value, cell.std, cell.beside, what, *warp, None])
     return csv_text(FIELDS, lines)
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-from cad.artifacts import InputArtifact, Orbit, PriorCache, read_image, read_parquet, write_atomic
-from cad.report.canvas import GAP, GREEN, GREY, HEAD, MARGIN, RED, Page, Strip, png
+from cad.artifacts import InputArtifact, Orbit, PriorCache, read_parquet
+from cad.report.canvas import GAP, GREEN, GREY, HEAD, MARGIN, RED, Page, Strip, plain_strip, png
+from cad.report.strips import read_strip
 
 SEEDS = 3
 DECISION = ("pose", "azimuth", "polar", "chosen", "kept", "reason")  # what is read of decisions.parquet
@@ -65,11 +65,6 @@ class Picked:
 WHOLE = Extent(poses=8, rejected=3, samples=2, draws=2, azimuths=8)
 
 
-def draw_overview(folders: RunFolders, out: Path) -> None:
-    """Draw the figure of one run into a PNG file; UserError names a folder that is broken."""
-    write_atomic(out, overview_png(folders))
-
-
 def overview_png(folders: RunFolders) -> bytes:
     """The figure of one run as a PNG; equal files give equal bytes. UserError names a folder that is broken."""
     picked = pick(folders, WHOLE)
@@ -110,17 +105,14 @@ def pose_strips(
     rows: list[Any] = list(decisions.loc[shown_poses(decisions, extent), list(DECISION)].itertuples())
     heads = [f"{degrees(row.azimuth)}°, {np.degrees(row.polar):.0f}°" for row in rows]
     samples = [prior.read(place[row.pose]) for row in rows]
-    plain: list[str | None] = [None] * len(rows)
-    blank = [""] * len(rows)
     shown = range(min(extent.samples, prior.samples))
-    strips = [Strip("sample", [each[n] for each in samples], plain, blank) for n in shown]
+    strips = [plain_strip("sample", [each[n] for each in samples]) for n in shown]
     chosen = [each[row.chosen] for each, row in zip(samples, rows, strict=True)]
     colors: list[str | None] = [GREEN if row.kept else RED for row in rows]
     strips.append(Strip("pruned", list(chosen), colors, ["" if row.kept else row.reason for row in rows]))
     for draw in range(min(extent.draws, refined.samples)):
         found = [refined_place.get(row.pose) for row in rows]
-        images: list[NDArray[np.uint8] | None] = [refined.read(i)[draw] if i is not None else None for i in found]
-        strips.append(Strip("refined", images, plain, blank))
+        strips.append(plain_strip("refined", [refined.read(i)[draw] if i is not None else None for i in found]))
     return heads, strips
 
 
@@ -129,14 +121,11 @@ def orbit_strips(orbit: Orbit, truth: Path, count: int) -> tuple[list[str], list
     branch = "3d" if "3d" in orbit.branches else orbit.branches[-1]
     frames = [k * len(orbit) // count for k in range(count)]
     heads = [f"{degrees(orbit.azimuth[k])}°" for k in frames]
-    plain: list[str | None] = [None] * count
-    blank = [""] * count
     strips = []
     for seed in orbit.seeds[:SEEDS]:
-        strips.append(Strip(f"seed {seed}", [orbit.frame(branch, seed, k) for k in frames], plain, blank))
+        strips.append(plain_strip(f"seed {seed}", [orbit.frame(branch, seed, k) for k in frames]))
     if truth.is_file():
-        views = np.split(read_image(truth), len(orbit), axis=1)
-        strips.append(Strip("truth", [views[k] for k in frames], plain, blank))
+        strips.append(plain_strip("truth", list(read_strip(truth, len(orbit), orbit.resolution)[frames])))
     return heads, strips
 
 

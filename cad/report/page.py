@@ -130,9 +130,12 @@ def pruning(summary: dict[str, Any]) -> str:
         precision, recall = (
             EMPTY if truth.get(key) is None else f"{truth[key]:.2f}" for key in ("precision", "recall")
         )
-        said.append(f"Against the known truth its rejections have precision {precision} and recall {recall}.")
+        said.append(f"Against the known truth: precision/recall of rejections {precision}/{recall}.")
         if truth.get("bad_before") is not None and truth.get("bad_after") is not None:
-            said.append(f"Truly bad samples: {truth['bad_before']:.1%} before pruning, {truth['bad_after']:.1%} after.")
+            said.append(
+                f"Truly bad: {truth['bad_before']:.1%} → {truth['bad_after']:.1%} (first sample of all poses → chosen "
+                "sample of kept poses)."
+            )
     return " ".join(said) + "\n"
 
 
@@ -151,7 +154,7 @@ def provenance(params: Params, runs: Path, reports: Path, files: dict[str, Path]
     named: dict[Path, str] = {}
     for name, path in files.items():
         folders = run_folders(params, runs, params.report.rows[name])
-        named.setdefault(path, f"Scores of {name}, ceiling and controls")
+        named.setdefault(path, f"Scores of {name}, of the true object and of controls")
         named.setdefault(path.parent / "views" / "frames.csv", f"Scores of {name}, frame by frame")
         named.setdefault(folders.orbit / "cameras.json", "Orbit")
         named.setdefault(folders.prune / "summary.json", "Pruning")

@@ -4,7 +4,7 @@
 block of means over the objects first, then a block for each object.
 """
 
-import csv
+import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,17 +14,19 @@ from typing import Any
 from cad.artifacts import read_json
 from cad.errors import UserError
 from cad.report import paper
-from cad.report.markup import EMPTY
+from cad.report.markup import EMPTY, csv_records
+from cad.report.measures import ROWS as LABELS
 
 KINDS = ("image", "text")
 ROWS = {  # metrics.json's rows: their label after (or instead of) the row's name, and what they are
     "3d": ("{name}", "ours"),
     "2d": ("{name}, 2D branch", "ours"),
-    "truth": ("True object (ceiling)", "ceiling"),
-    "copied": ("Reference copied†", "control"),
-    "other": ("Another object", "control"),
-    "untrained": ("Untrained generator", "control"),
+    "truth": (LABELS["truth"], "truth"),
+    "copied": (f"{LABELS['copied']}†", "control"),
+    "other": (LABELS["other"], "control"),
+    "untrained": (LABELS["untrained"], "control"),
 }
+SOURCES = ("paper", "ours", "truth", "control")
 FIELDS = ("row", "source", "object", "scorer", "weights", *(f"{k}{f}" for k in KINDS for f in ("", "_std", "_rank")))
 MEAN = "mean of "  # begins the `object` of a row of means
 COPIED_NOTE = (
@@ -44,7 +46,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """One row: its label, whose it is (paper, ours, ceiling, control), its object, its cells by (scorer, kind)."""
+    """One row: its label, whose it is (one of SOURCES), its object, its cells by (scorer, kind)."""
 
     label: str
     source: str
@@ -70,7 +72,7 @@ def build_table(rows: dict[str, Path]) -> Table1:
     read = {name: read_json(path, "scorers", "object") for name, path in rows.items()}
     objects = list(dict.fromkeys(metrics["object"] for metrics in read.values()))
     ours: dict[str, list[Line]] = {name: [] for name in objects}
-    beside: dict[str, dict[str, Line]] = {name: {} for name in objects}  # once per object, not once per row of ours
+    beside: dict[str, dict[str, list[Line]]] = {name: {} for name in objects}  # once per object, if they are equal
     methods: dict[tuple[str, str], dict[str, Line]] = {}
     for name, metrics in read.items():
         subject = metrics["object"]
@@ -81,18 +83,35 @@ def build_table(rows: dict[str, Path]) -> Table1:
                 if method != name:
                     methods.setdefault((method, key), {})[subject] = line
                 continue
-            known = beside[subject].get(key, line)
-            beside[subject][key] = replace(line, cells={**line.cells, **known.cells})
+            beside[subject][key] = with_line(beside[subject].get(key, []), line, name)
     if len(objects) > 1:
         controls = {key for lines_of in beside.values() for key in lines_of}
         for key in (key for key in ROWS if key in controls):
-            methods["", key] = {name: beside[name][key] for name in objects if key in beside[name]}
+            methods["", key] = {name: beside[name][key][0] for name in objects if key in beside[name]}
         lines += mean_lines(methods, objects)
     for name in objects:
         suffix = f" for {name}" if len(objects) > 1 else ""
-        known_lines = (beside[name][key] for key in ROWS if key in beside[name])
+        known_lines = (line for key in ROWS for line in beside[name].get(key, []))
         lines += [*ours[name], *(replace(line, label=f"{line.label}{suffix}") for line in known_lines)]
     return Table1(scorers, ranked(lines))
+
+
+def with_line(known: list[Line], line: Line, name: str) -> list[Line]:
+    """The lines of one control and object with another evaluation's: joined to one with equal scores, or beside them.
+
+    They differ where evaluations of one object do: in the orbit, or in the architecture of an untrained generator.
+    `name`: the row of ours that the line was evaluated with. Means over objects take the first.
+    """
+    for place, other in enumerate(known):
+        if all(shown(cell) == shown(other.cells.get(column, cell)) for column, cell in line.cells.items()):
+            joined = replace(other, cells={**line.cells, **other.cells})
+            return [*known[:place], joined, *known[place + 1 :]]
+    return [*known, replace(line, label=f"{line.label} (beside {name})") if known else line]
+
+
+def shown(cell: Cell) -> float:
+    """A score as the table shows it: what is closer is not told apart."""
+    return round(cell.value, 2)
 
 
 def mean_lines(methods: dict[tuple[str, str], dict[str, Line]], objects: list[str]) -> list[Line]:
@@ -130,8 +149,8 @@ def measured_lines(
     """The lines of one metrics file by their key; enters its scorers into `scorers`."""
     cells: dict[str, dict[tuple[str, str], Cell]] = {}
     try:
-        for shown, part in metrics["scorers"].items():
-            column = column_name(shown, part, scorers)
+        for scorer, part in metrics["scorers"].items():
+            column = column_name(scorer, part, scorers)
             for key, values in part["rows"].items():
                 for kind in KINDS:
                     cell = Cell(float(values[kind]), values.get(f"{kind}_std"), None)
@@ -143,15 +162,15 @@ def measured_lines(
             yield key, Line(label.format(name=name), source, metrics["object"], cells[key])
 
 
-def column_name(shown: str, part: dict[str, Any], scorers: dict[str, str]) -> str:
+def column_name(name: str, part: dict[str, Any], scorers: dict[str, str]) -> str:
     """The column of a scorer: the paper's where the weights are the paper's, otherwise its own; never a shared one."""
     same = paper.SAME_SCORER.get((part["kind"], part["model"], part["pretrained"]))
     if same is not None:
         return f"{same} (OpenAI)"
-    if scorers.get(shown, part["weights"]) != part["weights"]:  # one name for two sets of weights
-        shown = f"{shown} [{part['weights'][:8]}]"
-    scorers[shown] = part["weights"]
-    return shown
+    if scorers.get(name, part["weights"]) != part["weights"]:  # one name for two sets of weights
+        name = f"{name} [{part['weights'][:8]}]"
+    scorers[name] = part["weights"]
+    return name
 
 
 def ranked(lines: list[Line]) -> list[Line]:
@@ -161,8 +180,8 @@ def ranked(lines: list[Line]) -> list[Line]:
         group = [other for other in lines if other.object == line.object]  # the paper's rows have no object
         cells = {}
         for place, cell in line.cells.items():
-            values = [round(other.cells[place].value, 2) for other in group if place in other.cells]
-            better = sum(value > round(cell.value, 2) for value in values)
+            values = [shown(other.cells[place]) for other in group if place in other.cells]
+            better = sum(value > shown(cell) for value in values)
             cells[place] = replace(cell, rank=better + 1 if len(values) > 1 else None)
         done.append(replace(line, cells=cells))
     return done
@@ -197,22 +216,21 @@ def notes(table: Table1) -> list[str]:
 
 
 def from_csv(path: Path) -> Table1:
-    """The table that `table1_forms.to_csv` wrote; UserError for a missing or foreign file."""
-    if not path.is_file():
-        raise UserError(f"{path}: missing; run `cad report all`")
+    """The table that `table1_forms.to_csv` wrote; UserError for a file that is missing, foreign or edited."""
     scorers: dict[str, str] = {}
     lines: dict[tuple[str, str, str], Line] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        records = csv.DictReader(file)
-        if tuple(records.fieldnames or ()) != FIELDS:
-            raise UserError(f"{path}: is no Table 1 of this version; run `cad report all` again")
+    with csv_records(path, FIELDS) as records:
         for record in records:
             scorers[record["scorer"]] = record["weights"]
             place = record["row"], record["source"], record["object"]
             line = lines.setdefault(place, Line(*place, {}))
+            if line.source not in SOURCES:
+                raise ValueError(f"no row is of {line.source!r}")
             for kind in KINDS:
                 value, std, rank = (record[f"{kind}{field}"] for field in ("", "_std", "_rank"))
                 if value:
                     cell = Cell(float(value), float(std) if std else None, int(rank) if rank else None)
+                    if not math.isfinite(cell.value) or (cell.rank is not None and cell.rank < 1):
+                        raise ValueError(f"row {line.label!r} is not as it was written")
                     line.cells[record["scorer"], kind] = cell
     return Table1(scorers, list(lines.values()))

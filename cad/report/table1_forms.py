@@ -45,7 +45,7 @@ def mark(cell: Cell | None) -> str:
 
 def block(line: Line) -> tuple[str, bool]:
     """What a row is grouped by: its object (or the paper), and whether it is ours or stands beside ours."""
-    return line.object, line.source in ("ceiling", "control")
+    return line.object, line.source in ("truth", "control")
 
 
 def markdown(table: Table1) -> str:

@@ -70,10 +70,10 @@ def frozen(network: Network) -> Network:
     return network.float().eval().requires_grad_(False)
 
 
-def warm_start(network: nn.Module, folder: Path, work: Path) -> None:
+def warm_start(network: nn.Module, folder: Path, work: Path, report: Callable[[str], None]) -> None:
     """Without work in progress, go on from weights of an earlier training in `folder`; delete them to start anew.
 
-    Raises UserError for weights of another architecture.
+    Says so by `report`. Raises UserError for weights of another architecture.
     """
     path = folder / "diffusion_pytorch_model.safetensors"
     if saved_step(work) > 0 or not path.is_file():
@@ -82,10 +82,11 @@ def warm_start(network: nn.Module, folder: Path, work: Path) -> None:
         network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
     except RuntimeError as fault:
         raise UserError(f"{path}: is of another architecture than the settings; delete {folder.parent}") from fault
+    report(f"{work.name}: goes on from {folder}")
 
 
 def encoder_digest(vae: AutoencoderKL) -> str:
-    """SHA-256 of all that makes latents: the encoder may not change under a trained UNet, the decoder may."""
+    """SHA-256 of all that makes latents, so that those of another encoder, as before `sharpen`, are encoded anew."""
     checksum = hashlib.sha256()
     for part in (vae.encoder, vae.quant_conv):
         for value in part.state_dict().values():
@@ -172,8 +173,8 @@ def train_zero123(
 ) -> None:
     """Train on (reference near the front, any other view of the same instance); write `out` in float16."""
     model = build_zero123(settings, weights, seed)
-    warm_start(model.unet, out / "unet", work)
-    warm_start(model.cc_projection, out / "cc_projection", work)
+    warm_start(model.unet, out / "unet", work, report)
+    warm_start(model.cc_projection, out / "cc_projection", work, report)
     latents = encode_views(model.vae, data, work.parent)
     embeddings = _embed_references(model, data)
     scale = model.vae.config.scaling_factor
@@ -243,7 +244,7 @@ def train_refiner(
 ) -> None:
     """Train on views with captions from generic to specific and their directions; write `out` in float16."""
     model = build_refiner(settings, weights, seed)
-    warm_start(model.unet, out / "unet", work)
+    warm_start(model.unet, out / "unet", work, report)
     latents = encode_views(model.vae, data, work.parent)
     scale = model.vae.config.scaling_factor
 

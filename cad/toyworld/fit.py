@@ -28,7 +28,7 @@ def fit(
     """Minimise `loss(step)` over the model's trainable parameters; leaves their moving average in the model.
 
     `work` holds the state; a call with a larger number of steps goes on from there. Batches must be a function of the
-    step alone. Raises FloatingPointError where the loss is no longer finite.
+    step alone. Raises FloatingPointError where the loss or its gradient is no longer finite, before a weight changes.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=0.01)
@@ -41,14 +41,13 @@ def fit(
             group["lr"] = learning_rate(step, settings)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             value = loss(step)
+        _check(work, "loss", value, step)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
-        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        _check(work, "gradient", nn.utils.clip_grad_norm_(parameters.values(), 1.0), step)
         optimizer.step()
         _average(average, parameters, min(settings.ema, (1 + step) / (10 + step)))
         recent.append(value.item())
-        if not torch.isfinite(value):
-            raise FloatingPointError(f"{work.name}: the loss is {value.item()} at step {step}; lower the learning rate")
         now = time.monotonic()
         if len(recent) == 100:
             rate = (now - began) / (step + 1 - start)
@@ -62,6 +61,11 @@ def fit(
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(average[name])
+
+
+def _check(work: Path, what: str, value: Tensor, step: int) -> None:
+    if not torch.isfinite(value):
+        raise FloatingPointError(f"{work.name}: the {what} is {value.item()} at step {step}; lower the learning rate")
 
 
 @torch.no_grad()

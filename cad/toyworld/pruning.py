@@ -33,7 +33,17 @@ from cad.seeding import generator
 from cad.toyworld import pruning_report
 from cad.toyworld.dataset import instances
 from cad.toyworld.settings import PruningSettings, ToyworldSettings
-from cad.toyworld.thresholds import Measured, Thresholds, choose, keep, measure, resample
+from cad.toyworld.thresholds import (
+    Measured,
+    Thresholds,
+    at_ends,
+    choose,
+    keep,
+    measure,
+    random_rates,
+    rates,
+    resample,
+)
 from cad.toyworld.world import Instance, families, render_views
 from cad.tracking import Tracker
 
@@ -87,7 +97,7 @@ def prove(
     model = Zero123.load(weights / "zero123", device, torch.float32)
     clip = Clip.load(weights / "clip", device)
     digests = {name: digest(weights / name) for name in ("zero123", "clip")}
-    subjects = list_subjects(settings, prior, model.resolution, digests["zero123"], work / "pruning")
+    subjects = list_subjects(settings, prior, model.resolution, digests["zero123"], device, work / "pruning")
     sample(subjects, settings, prior, model, device)
     table = score(subjects, settings, profile.prune, clip)
     train, held_out = (table[table["split"] == split].reset_index(drop=True) for split in SPLITS)
@@ -100,6 +110,8 @@ def prove(
     pruning_report.write(measured, held_out, both, chosen, prior, digests, reports)
     report(f"chosen: max_bad_pixels {both.max_bad_pixels}, min_clip_similarity {both.min_clip_similarity}")
     report(agreement(both, profile.prune, profile_path))
+    for remark in at_ends(both, chosen.max_bad_pixels, chosen.min_clip_similarity):
+        report(f"{remark}: add others beyond it to experiments/toyworld/params.yaml, if there are any")
 
 
 def read_profile(path: Path) -> Profile:
@@ -117,7 +129,7 @@ def read_profile(path: Path) -> Profile:
 
 
 def list_subjects(
-    settings: ToyworldSettings, prior: PriorSettings, resolution: int, zero123: str, work: Path
+    settings: ToyworldSettings, prior: PriorSettings, resolution: int, zero123: str, device: torch.device, work: Path
 ) -> list[Subject]:
     """The first `pruning.instances` of every family in both splits; a folder is named after all that decides it."""
     azimuth_deg, polar_deg = settings.camera.reference_azimuth_deg, settings.pruning.reference_polar_deg
@@ -132,6 +144,7 @@ def list_subjects(
                     "seed": settings.seed,
                     "zero123": zero123,
                     "prior": prior.model_dump(),
+                    "device": device.type,  # devices agree to rounding only
                     "reference": [azimuth_deg, polar_deg, hashlib.sha256(reference.tobytes()).hexdigest()],
                 }
                 key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
@@ -220,13 +233,10 @@ def compare(table: pandas.DataFrame, ways: dict[str, Thresholds], samples: np.nd
     first, everything = table["first_good"].to_numpy(), np.ones(len(table), bool)
     nothing, both = Thresholds(None, None), keep(table, ways["both checks"])
     return [
-        measure("keep all, first sample", nothing, subjects, everything, first, samples, at_random=False),
-        measure("keep all", nothing, subjects, everything, good, samples, at_random=False),
-        measure("random, same share as both", nothing, subjects, both, good, samples, at_random=True),
-        *(
-            measure(name, pair, subjects, keep(table, pair), good, samples, at_random=False)
-            for name, pair in ways.items()
-        ),
+        measure("keep all, first sample", nothing, subjects, everything, first, samples, rates),
+        measure("keep all", nothing, subjects, everything, good, samples, rates),
+        measure("random, same share as both", nothing, subjects, both, good, samples, random_rates),
+        *(measure(name, pair, subjects, keep(table, pair), good, samples, rates) for name, pair in ways.items()),
     ]
 
 

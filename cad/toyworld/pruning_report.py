@@ -15,7 +15,7 @@ from cad.artifacts import write_atomic
 from cad.config import PriorSettings
 from cad.prior.truth import MAX_ANGLE_DEG, MIN_IOU
 from cad.toyworld.settings import PruningSettings
-from cad.toyworld.thresholds import Estimate, Measured, Thresholds, count, keep, rates
+from cad.toyworld.thresholds import Estimate, Measured, Thresholds, at_ends, count, keep, rates
 from cad.toyworld.world import families
 
 RATES = ("share", "precision", "recall", "precision_gain", "recall_gain")
@@ -74,6 +74,7 @@ def markdown(
         f"{settings.min_recall:.0%} of the good views of the training instances, the one with the highest precision on "
         "them; each check alone is given its own threshold by the same rule. Chosen: "
         f"`max_bad_pixels: {chosen.max_bad_pixels}`, `min_clip_similarity: {chosen.min_clip_similarity}`.",
+        *_ends(measured["held-out"], settings),
         "",
         "![Precision over recall of good views on the held-out instances](pruning.png)",
     ]
@@ -88,6 +89,17 @@ def markdown(
         ]
     weights = ", ".join(f"{name} `{value[:12]}`" for name, value in digests.items())
     return "\n".join([*lines, "", f"Weights: {weights}.", ""])
+
+
+def _ends(rows: list[Measured], settings: PruningSettings) -> list[str]:
+    """A paragraph, if any, that names the chosen values at an end of their candidates."""
+    remarks = [
+        f"{row.name}, {remark}"
+        for row in rows
+        if compares(row)
+        for remark in at_ends(row.thresholds, settings.max_bad_pixels, settings.min_clip_similarity)
+    ]
+    return ["", f"**At an end.** A value beyond might be chosen: {'; '.join(remarks)}."] if remarks else []
 
 
 def _line(row: Measured) -> str:

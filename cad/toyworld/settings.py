@@ -92,6 +92,7 @@ class CheckSettings(_Strict):
     strength: Fraction = Field(description="Noise that the refiner starts from")
     refine_guidance: float = Field(ge=0, description="The refiner's classifier-free guidance")
     refine_steps: Count = Field(description="DDIM steps of the refiner's whole walk; it takes `strength` of them")
+    bf16: bool = Field(description="Both compute in bfloat16")
     caption: Literal["generic", "colored", "specific"] = Field(description="Level of the refiner's prompt")
     draw_poses: Count = Field(description="Views whose samples are refined, evenly among the views asked for")
     raw_samples: int = Field(ge=2, description="Zero-1-to-3 samples of each of them")

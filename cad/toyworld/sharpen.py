@@ -21,13 +21,14 @@ USERS = ("zero123", "refiner")  # folders of weights/ that hold a copy of the au
 def sharpen_autoencoder(
     settings: AutoencoderSettings, data: Dataset, seed: int, weights: Path, work: Path, report: Callable[[str], None]
 ) -> None:
-    """Go on with weights/autoencoder by weighted errors and LPIPS, and renew its copies.
+    """Go on with weights/autoencoder by weighted errors and LPIPS, and renew it and its copies.
 
     `latent_weight` ties its latents to those of the weights that it starts from: Zero-1-to-3 and refiner were trained
     on them, and meet slightly better ones ([ours]: with a fixed encoder edges stay as blurred as it made them).
     """
-    model = AutoencoderKL.from_pretrained(weights / "autoencoder").float()
-    first = AutoencoderKL.from_pretrained(_origin(weights, work)).float().requires_grad_(False)
+    origin = _origin(weights, work)
+    model = AutoencoderKL.from_pretrained(origin).float()
+    first = AutoencoderKL.from_pretrained(origin).float().requires_grad_(False)
     for network in (model, first):
         network.to(memory_format=torch.channels_last)
     distance = load_lpips(weights / "lpips" / "alexnet.safetensors", torch.device("cpu"))
@@ -46,7 +47,9 @@ def sharpen_autoencoder(
         output = model.decode(latents).sample.float()
         drift = ((latents - wanted).float() * scale).square().mean()
         exact = reconstruction_loss(output, images, settings.foreground_weight, settings.squared_weight)
-        return exact + settings.perceptual_weight * distance(output, images).mean() + settings.latent_weight * drift
+        with torch.autocast("cpu", enabled=False):  # its distances between near pictures are small differences
+            perceived = distance(output, images).mean()
+        return exact + settings.perceptual_weight * perceived + settings.latent_weight * drift
 
     fit(model, loss, settings.sharpen, work, report)
     save_sharpened(model, weights)
@@ -64,9 +67,18 @@ def _origin(weights: Path, work: Path) -> Path:
 
 
 def save_sharpened(model: AutoencoderKL, weights: Path) -> None:
-    """Write the autoencoder in float16 to weights/autoencoder and over its copies."""
+    """Write the autoencoder in float16 to weights/autoencoder and in the place of its copies, each by renames."""
     model.to(memory_format=torch.contiguous_format)
-    model.half().save_pretrained(weights / "autoencoder")
-    for user in USERS:
-        if (weights / user / "vae").is_dir():
-            shutil.copytree(weights / "autoencoder", weights / user / "vae", dirs_exist_ok=True)
+    model.half()
+    for place in (weights / "autoencoder", *(weights / user / "vae" for user in USERS)):
+        partial, former = place.with_name(f".{place.name}"), place.with_name(f".{place.name}.old")
+        if former.is_dir() and not place.is_dir():  # a kill between the two renames below
+            former.rename(place)
+        if not place.is_dir():
+            continue
+        for left in (partial, former):
+            shutil.rmtree(left, ignore_errors=True)
+        model.save_pretrained(partial)
+        place.rename(former)
+        partial.rename(place)
+        shutil.rmtree(former)

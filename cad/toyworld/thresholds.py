@@ -7,7 +7,7 @@ Everything here works on a table with one row per pose and the columns
     good            whether the chosen sample, the one most like the reference, is a good view (`cad.prior.truth`)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -109,6 +109,18 @@ def choose(
     return best[1]
 
 
+def at_ends(chosen: Thresholds, bad_pixels: Sequence[int | None], similarities: Sequence[float | None]) -> list[str]:
+    """A remark on each chosen threshold that is the smallest or the largest of its candidates: beyond may be better."""
+    found = []
+    for name, value, grid in zip(Thresholds._fields, chosen, (bad_pixels, similarities), strict=True):
+        numbers = [candidate for candidate in grid if candidate is not None]
+        if value is None or value not in (min(numbers), max(numbers)):
+            continue
+        which = "only one" if len(set(numbers)) == 1 else "smallest" if value == min(numbers) else "largest"
+        found.append(f"{name} {value:g} is the {which} of its candidates")
+    return found
+
+
 def resample(instances: int, draws: int, generator: torch.Generator) -> np.ndarray:
     """How often each instance is in each bootstrap sample of `instances` instances drawn with replacement, [D, I]."""
     picks = torch.randint(instances, (draws, instances), generator=generator)
@@ -153,17 +165,16 @@ def measure(
     kept: np.ndarray,
     good: np.ndarray,
     samples: np.ndarray,
-    at_random: bool,
+    to_rates: Callable[[np.ndarray], Rates],
 ) -> Measured:
     """Rates of keeping `kept` [M] with intervals over the bootstrap `samples` [D, I] of `resample`.
 
-    The gains over random are taken within each bootstrap sample, so they are paired. With `at_random` the row itself
-    is the random control of the share that `kept` has.
+    The gains over random are taken within each bootstrap sample, so they are paired. `to_rates` is `rates`, or
+    `random_rates` where the row itself is the random control of the share that `kept` has.
     """
     counts = count(subjects, kept, good)
     drawn = samples @ counts
-    own = random_rates if at_random else rates
-    value, spread = own(counts.sum(0)), own(drawn)
+    value, spread = to_rates(counts.sum(0)), to_rates(drawn)
     control, control_spread = random_rates(counts.sum(0)), random_rates(drawn)
     estimates = [Estimate(float(v), *interval(s)) for v, s in zip(value, spread, strict=True)]
     gains = [

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from cad.config import CameraSettings, DiscriminatorSettings, GeneratorSettings, Stage1Settings, Stage2Settings
+from cad.config.rules import check_groups
 from cad.context import Context
-from cad.errors import UserError
 from cad.models.discriminator import Discriminator, noisy_label
 from cad.models.ema import ema_decay, update_ema
 from cad.models.generator import Generator
@@ -62,11 +62,7 @@ class Distiller:
         reals: Reals,
         context: Context,
     ) -> None:
-        if settings.batch % min(judge.mbstd_group, settings.batch):
-            raise UserError(
-                f"params.yaml: {stage}.batch: {settings.batch} does not divide into groups of "
-                f"discriminator.mbstd_group = {judge.mbstd_group}; make it a multiple"
-            )
+        check_groups(stage, settings.batch, judge.mbstd_group)
         self.stage, self.settings, self.shape, self.judge = stage, settings, shape, judge
         self.reals, self.context, self.lens = reals, context, optics(shape, camera, settings.bf16)
         self.generator = Generator(shape)

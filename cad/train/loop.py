@@ -15,6 +15,7 @@ from torch import nn
 from cad.artifacts import Checkpoint, write_atomic, write_image
 from cad.context import Context
 from cad.progress import progress
+from cad.render.choice import check_begun, rendered_by
 from cad.train.optimize import optimizer_tensors, restore_optimizer
 
 LOG_STEPS = 10  # one row of history.csv, and one point in the tracker, is the mean over this many steps
@@ -97,10 +98,11 @@ def run_training(job: Job, length: Length, out: Path, context: Context) -> None:
     """Train `job` to its end in `out`: a checkpoint, history.csv, preview.png; goes on where an earlier call stopped.
 
     A step's randomness comes from its number alone, so a run that was killed anywhere ends with the same bits. Raises
-    UserError on a loss or gradient that is not finite (see `optimize.descend`).
+    UserError on a loss or gradient that is not finite (see `optimize.descend`), and on work that was begun with another
+    renderer or device.
     """
     history = History()
-    done = _resume(job, history, out)
+    done = _resume(job, history, out, context)
     steps = length.steps()
     shown = since = time.monotonic()
     logged = done
@@ -115,13 +117,13 @@ def run_training(job: Job, length: Length, out: Path, context: Context) -> None:
                 context.tracker.log(means, made)
                 since, logged = now, made
             if length.saves(made) and made < steps:
-                _save(job, history, made, length.batch, out)
+                _save(job, history, made, length.batch, out, context)
             if now - shown >= length.preview_seconds:
                 _show(job, made, out, context)
                 shown = time.monotonic()
             bar.advance(1)
     if done < steps or not Checkpoint.exists(out):
-        _save(job, history, steps, length.batch, out)
+        _save(job, history, steps, length.batch, out, context)
     _show(job, steps, out, context)
 
 
@@ -133,20 +135,25 @@ def peak_memory_mb(device: torch.device) -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def _save(job: Job, history: History, step: int, batch: int, out: Path) -> None:
+def _save(job: Job, history: History, step: int, batch: int, out: Path, context: Context) -> None:
     """Write history.csv, then the checkpoint; a kill between the two leaves rows that resuming cuts off."""
     history.write(out / "history.csv")
     groups = {name: dict(module.state_dict()) for name, module in job.modules.items()}
     groups |= {name: optimizer_tensors(optimizer) for name, optimizer in job.optimizers.items()}
-    state = {"step": step, "images": step * batch, "window": history.window, **job.scalars()}
+    counts = {"step": step, "images": step * batch, "window": history.window}
+    state = {**counts, **rendered_by(context.device), **job.scalars()}
     Checkpoint.write(out, job.kind, groups, state)
 
 
-def _resume(job: Job, history: History, out: Path) -> int:
-    """Restore the last checkpoint of an interrupted run; returns the number of steps already made."""
+def _resume(job: Job, history: History, out: Path, context: Context) -> int:
+    """Restore the last checkpoint of an interrupted run; returns the number of steps already made.
+
+    Raises UserError where another renderer or device made them.
+    """
     if not Checkpoint.exists(out):
         return 0
     checkpoint = Checkpoint.open(out, job.kind)
+    check_begun(out, checkpoint.state, context.device)
     restore_groups(job, checkpoint)
     job.restore_scalars(checkpoint.state)
     history.read(out / "history.csv", checkpoint.state["step"])

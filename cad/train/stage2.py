@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cad.artifacts import Checkpoint
 from cad.config import CameraSettings, DiscriminatorSettings, GeneratorSettings, ModelPaths, Stage2Settings
+from cad.config.rules import check_patch
 from cad.context import Context
 from cad.errors import UserError
 from cad.models.discriminator import PatchDiscriminator
@@ -79,11 +80,7 @@ class Branch3D:
 
     def __init__(self, players: Distiller, settings: Stage2Settings, lpips_weights: Path) -> None:
         size, resolution = settings.patch_size, players.shape.output_resolution
-        if size > resolution or size & (size - 1):
-            raise UserError(
-                f"params.yaml: stage2.patch_size: {size} px is no power of two up to generator.output_resolution = "
-                f"{resolution}; choose 32 or more, at most {resolution}"
-            )
+        check_patch(size, resolution)
         context, s = players.context, settings
         self.players, self.settings = players, settings
         self.distance = load_lpips(lpips_weights, context.device)

@@ -164,3 +164,33 @@ def test_an_output_on_another_disk_is_copied_then_renamed(tmp_path):
         monkeypatch.undo()
     assert [p.name for p in OUT.parent.iterdir()] == ["prior"]
     assert (OUT / "result").read_text() == "far"
+
+
+@pytest.mark.parametrize("call", ["open", "stat"])
+def test_a_lock_whose_file_or_folder_vanishes_in_between_is_made_again(monkeypatch, call):
+    """Another process ends at this moment: it unlinks the lock and removes the empty folder."""
+    real, struck = getattr(Path, call), []
+
+    def vanishing(self, *rest, **named):
+        if self.suffix == ".lock" and not struck:
+            struck.append(self)
+            self.unlink(missing_ok=True)
+            self.parent.rmdir()
+        return real(self, *rest, **named)
+
+    monkeypatch.setattr(Path, call, vanishing)
+    fill("done")
+    assert struck
+    assert (OUT / "result").read_text() == "done"
+
+
+def test_who_waits_for_a_lock_leaves_the_output_alone():
+    """A former output is brought back by whoever holds the lock: its holder is about to rename."""
+    fill("old")
+    with workspace(OUT, IDENTITY):
+        former = OUT.with_name("prior.old")
+        OUT.rename(former)
+        with pytest.raises(UserError, match="works there already"), workspace(OUT, IDENTITY):
+            pass
+        assert former.exists()
+        assert not OUT.exists()

@@ -12,7 +12,8 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from cad.artifacts import Checkpoint, Orbit, digest, write_json
-from cad.demo.files import MANIFEST, chosen_places, file_names, half, open_demo, open_demos, pack_run
+from cad.demo import files as subject
+from cad.demo.files import MANIFEST, chosen_places, file_names, half, open_demo, open_demos, pack_run, replace
 from cad.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -131,6 +132,55 @@ def test_a_fault_while_packing_leaves_nothing_half_packed(copied: Runs, packed: 
         pack_run("mug", copied, packed)
     assert digest(packed) == before
     assert [path.name for path in packed.parent.iterdir()] == ["mug"]
+
+
+def test_a_folder_half_packed_is_no_packed_run(packed: Path) -> None:
+    for name in ("cup.tmp", "mug.former.tmp"):
+        shutil.copytree(packed, packed.parent / name)
+    assert [demo.folder.name for demo in open_demos(packed.parent, [])] == ["mug"]
+    with pytest.raises(UserError, match=r"cup\.tmp: missing; packed are mug;"):
+        open_demos(packed.parent, ["cup.tmp"])
+    shutil.rmtree(packed)
+    with pytest.raises(UserError, match=r"demo: missing; run `dvc pull data.dvc`"):
+        open_demos(packed.parent, [])
+
+
+def test_a_packed_run_is_there_until_the_new_one_is(packed: Path, tmp_path: Path) -> None:
+    before = digest(packed)
+    with pytest.raises(FileNotFoundError):
+        replace(packed, tmp_path / "nowhere", packed.with_name("mug.former.tmp"))
+    assert digest(packed) == before
+    assert [path.name for path in packed.parent.iterdir()] == ["mug"]
+
+
+def test_a_pack_killed_between_the_renames_is_made_good_even_if_the_next_one_fails(
+    packed: Path, finished: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = digest(packed)
+    packed.rename(packed.with_name("mug.former.tmp"))
+    with monkeypatch.context() as patch:
+        patch.setattr(subject, "write_demo", lambda *_: (_ for _ in ()).throw(UserError("disk: full; tidy up")))
+        with pytest.raises(UserError, match="full"):
+            pack_run("mug", finished, packed)
+    assert digest(packed) == before
+    pack_run("mug", finished, packed)
+    assert [path.name for path in packed.parent.iterdir()] == ["mug"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "weights/extra.safetensors"])
+def test_a_file_that_the_manifest_does_not_name_is_refused(packed: Path, name: str) -> None:
+    (packed / name).write_text("of another version")
+    with pytest.raises(UserError) as refused:
+        open_demo(packed)
+    assert str(refused.value).startswith(f"{packed / name}: is no file of the packed run; remove {packed} and run")
+
+
+def test_a_strip_of_another_orbit_is_refused(copied: Runs, tmp_path: Path) -> None:
+    path = copied["evaluate"] / "views/truth.png"
+    Image.fromarray(np.asarray(Image.open(path))[:, :-32]).save(path)
+    with pytest.raises(UserError, match=r"truth\.png: is 224 x 32 pixels, not the 256 x 32 of 8 views"):
+        pack_run("mug", copied, tmp_path / "mug")
+    assert not list(tmp_path.glob("mug*"))
 
 
 @pytest.mark.parametrize("name", ["weights/model.safetensors", "frames.png", "metrics.json", "videos/2d-seed-0000.mp4"])

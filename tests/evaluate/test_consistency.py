@@ -1,12 +1,13 @@
-"""Scenes whose warp is known in closed form: a plane that moves by whole pixels, and a painted sphere on an orbit."""
+"""Scenes whose warp is known in closed form: a plane that moves by whole pixels, a painted sphere, a billboard."""
 
 import numpy as np
 import pytest
 import torch
 
+from cad.artifacts import InputArtifact
 from cad.camera import focal_length, orbit_poses, pixel_centers, rays
-from cad.evaluate.consistency import View, cross_view_error, view, warp_differences
-from cad.evaluate.controls import Row
+from cad.evaluate.consistency import View, cross_view_error, through_depth_of, view, warp_differences
+from cad.evaluate.controls import Row, copied_row
 
 SIDE = 32
 FOCAL = 1.25
@@ -112,13 +113,74 @@ def test_a_painted_sphere_survives_and_fakes_do_not(camera) -> None:
     assert wrong_depth.warp_error > 4 * error.warp_error
     glued = cross_view_error(sphere_row(camera, POSES, glued_to_camera=True), POSES, camera, 1, 0.05)
     assert glued.warp_error > 8
-    assert glued.still_error == 0
+    assert (glued.still_error, glued.ratio) == (0, None)
+    assert error.ratio == pytest.approx(error.warp_error / error.still_error)
+    assert error.ratio < 0.1
+    assert wrong_depth.ratio > 4 * error.ratio
+
+
+@pytest.fixture
+def billboard(camera, tmp_path) -> Row:
+    """The sphere's first view copied to all, on a plane that faces every camera."""
+    row = sphere_row(camera, POSES)
+    InputArtifact.write(tmp_path, row.images[0, 0], row.silhouettes[0, 0], "a ball", "ball", 180.0, 70.0, "0" * 64)
+    return copied_row(InputArtifact.open(tmp_path), camera, len(POSES), SIDE)
+
+
+def test_a_billboards_points_lie_on_a_plane_through_the_origin(billboard, camera) -> None:
+    matrices = POSES.cameras(camera.radius).double()
+    origins, directions = rays(matrices, focal_length(camera.fov_deg), pixel_centers(SIDE))
+    points = origins + torch.from_numpy(billboard.depth[0].reshape(40, -1).copy())[..., None] * directions
+    # Camera-to-world columns: right, down, forward, centre.
+    np.testing.assert_allclose((points * matrices[:, None, :3, 2]).sum(-1), 0, atol=1e-6)
+
+
+def test_a_picture_on_a_billboard_has_a_small_error_and_no_ratio(billboard, camera) -> None:
+    """By the error alone, one picture for all views would pass for an object with a slightly wrong depth."""
+    fake = cross_view_error(billboard, POSES, camera, 1, 0.05)
+    honest = cross_view_error(sphere_row(camera, POSES, depth_error=0.15), POSES, camera, 1, 0.05)
+    assert fake.share > 0.5
+    assert fake.warp_error < honest.warp_error
+    assert fake.ratio is None
+    assert honest.ratio < 1
+
+
+def test_noise_on_a_billboard_does_not_make_a_ratio_below_one(billboard, camera) -> None:
+    """What changes is nothing that a depth explains."""
+    noise = np.random.default_rng(0).integers(-4, 5, billboard.images.shape)
+    noisy = billboard._replace(images=(billboard.images.astype(int) + noise).clip(0, 255).astype(np.uint8))
+    assert cross_view_error(noisy, POSES, camera, 1, 0.05).ratio > 1
+
+
+def test_the_share_is_of_the_pixels_inside(camera) -> None:
+    row = sphere_row(camera, POSES)
+    whole = cross_view_error(row, POSES, camera, 1, 0.05)
+    solid = row.silhouettes[0]
+    around = [np.roll(solid, (dy, dx), (1, 2)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]  # the border is empty
+    assert whole.share == pytest.approx(whole.pixels / np.logical_and.reduce(around).sum())
+    assert 0.8 < whole.share < 1
+    half = row._replace(depth=row.depth + 0.2 * (np.arange(40) % 3 == 0)[:, None, None])  # every third view is off
+    assert cross_view_error(half, POSES, camera, 1, 0.05).share == pytest.approx(whole.share / 3, rel=0.1)
+
+
+def test_through_one_depth_only_the_colours_count(camera) -> None:
+    """Equal colours with a wrong depth are equal once they share the right one, at the same pixels."""
+    right, wrong = sphere_row(camera, POSES), sphere_row(camera, POSES, depth_error=0.15)
+    wrong.silhouettes[:, :, 15] = False
+    one, two = (cross_view_error(each, POSES, camera, 1, 0.05) for each in through_depth_of(right, wrong))
+    assert one == two
+    assert one.pixels < cross_view_error(right, POSES, camera, 1, 0.05).pixels
+    glued = sphere_row(camera, POSES, glued_to_camera=True)
+    one, two = (cross_view_error(each, POSES, camera, 1, 0.05) for each in through_depth_of(right, glued))
+    assert two.pixels == one.pixels
+    assert two.warp_error > 8 * one.warp_error
 
 
 def test_frames_go_round_and_seeds_count(camera) -> None:
     row, two = sphere_row(camera, POSES), sphere_row(camera, POSES, seeds=2)
     single, double = (cross_view_error(each, POSES, camera, 3, 0.05) for each in (row, two))
-    assert double == (pytest.approx(single.warp_error), pytest.approx(single.still_error), 2 * single.pixels)
+    assert double[:2] == (pytest.approx(single.warp_error), pytest.approx(single.still_error))
+    assert (double.pixels, double.share) == (2 * single.pixels, pytest.approx(single.share))
     last = Row(row.images[:, [1, 38]], row.silhouettes[:, [1, 38]], row.depth[:, [1, 38]], np.array([1, 38]))
     assert cross_view_error(last, POSES, camera, 3, 0.05).pixels > 0  # from frame 38 to frame 41, which is frame 1
     assert cross_view_error(last, POSES, camera, 2, 0.05) is None

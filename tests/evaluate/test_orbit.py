@@ -12,6 +12,7 @@ from cad.artifacts import Orbit, digest
 from cad.errors import UserError
 from cad.evaluate import orbit as subject
 from cad.evaluate.orbit import missing_batches, render_orbit, to_views
+from cad.render.choice import use_renderer
 
 
 @pytest.fixture
@@ -49,6 +50,21 @@ def test_cameras_are_in_nerfs_layout_and_axes(rendered):
     np.testing.assert_allclose(written["frames"][1]["transform_matrix"], expected, atol=1e-9)
     assert up[2] > 0  # the image's up is the world's up
     assert np.linalg.det(expected[:3, :3]) == pytest.approx(1)
+
+
+def test_an_orbit_tells_its_renderer_and_is_not_gone_on_with_by_another(
+    orbit_settings, camera, stage2_dir, input_dir, tmp_path, context, rendered
+):
+    assert json.loads((rendered / "render.json").read_text()) == {
+        **orbit_settings.model_dump(), "renderer": "reference", "device": "cpu",
+    }  # fmt: skip
+    assert subject.rendered_with(rendered) == orbit_settings
+    (rendered / "3d/seed-0000/depth-001.png").unlink()
+    with (
+        use_renderer("fused"),
+        pytest.raises(UserError, match="orbit: was begun with renderer reference, but renderer is fused now"),
+    ):
+        render_orbit(orbit_settings, camera, stage2_dir, input_dir, rendered, context)
 
 
 def test_a_resumed_orbit_has_the_same_bits(orbit_settings, camera, stage2_dir, input_dir, tmp_path, context, rendered):
@@ -95,6 +111,15 @@ def test_views_take_the_background_out_of_depth():
     np.testing.assert_allclose(views.depth[0], [[1.5, 0.0], [1.25, 2.0]], atol=1e-6)
     np.testing.assert_array_equal(views.alpha[0], [[128, 0], [255, 255]])
     np.testing.assert_array_equal(views.color[0, 0, 0], [0, 128, 255])
+
+
+@pytest.mark.parametrize(("place", "said"), [(0, "colour"), (1, "opacity"), (2, "depth")])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_rendering_that_is_not_finite_is_a_user_error(place, said, value):
+    parts = [torch.ones(2, 3, 4, 4), torch.ones(2, 1, 4, 4), torch.ones(2, 1, 4, 4)]
+    parts[place][1, 0, 2, 3] = value
+    with pytest.raises(UserError, match=f"renders {said} that is not finite; train again"):
+        to_views(*parts, 3.0)
 
 
 def test_a_raw_alpha_is_resized_to_the_image():

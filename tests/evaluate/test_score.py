@@ -1,6 +1,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from cad.config import EvaluateSettings
 from cad.errors import UserError
 from cad.evaluate import distribution
 from cad.evaluate.orbit import render_orbit
-from cad.evaluate.score import evaluate_orbit
+from cad.evaluate.score import add_scores, evaluate_orbit
 from cad.evaluate.scorers import load_scorer
 from cad.toyworld import world
 from cad.train.perceptual import load_lpips
@@ -72,7 +73,7 @@ def test_every_row_is_scored(run, settings, input_dir, tmp_path, context):
     assert strip.shape == (32, 6 * 32, 3)
 
 
-def test_what_a_fake_cannot_pass_is_measured(run, settings, models, refine_dir):
+def test_measures_that_different_fakes_fail(run, settings, models, refine_dir):
     metrics, _ = run(settings)
     kid = {name: row["kid"] for name, row in metrics["distribution"]["rows"].items()}
     assert metrics["distribution"]["features"] == NAME
@@ -80,20 +81,25 @@ def test_what_a_fake_cannot_pass_is_measured(run, settings, models, refine_dir):
     assert abs(kid["truth"]) < min(abs(value) for name, value in kid.items() if name != "truth")
     # the random networks' seeds differ; the truth is one object, and a copy has no seeds to differ by
     diversity = metrics["diversity"]
-    assert {name for name, row in diversity["rows"].items() if row["lpips"] > 0} == {"3d", "2d"}
-    assert diversity["rows"]["copied"] == {"lpips": 0.0}
+    assert set(diversity["rows"]) == {"3d", "2d"}
+    assert min(row["lpips"] for row in diversity["rows"].values()) > 0
     metric = load_lpips(Path(models.lpips), torch.device("cpu"))
     draws = [torch.from_numpy(PriorCache.open(refine_dir).read(k)).permute(0, 3, 1, 2) / 127.5 - 1 for k in (0, 1)]
     apart = [metric(each[:1], each[1:]).item() for each in draws]  # of three poses, two are compared
     assert diversity["refined"] == pytest.approx(np.mean(apart), abs=1e-5)
-    # the truth survives being carried by its depth, and a copy has no depth to be carried by
+    # the truth survives being carried by its depth, and a copy shows no change that a depth could explain
     consistency = metrics["consistency"]
-    assert consistency["step_frames"] == 1
-    assert "copied" not in consistency["rows"]
+    assert (consistency["step_frames"], consistency["still_least"]) == (1, 0.5)
     for name in ("truth", "other"):
         row = consistency["rows"][name]
-        assert 0 < row["warp_error"] < row["still_error"]
+        assert 0 < row["ratio"] == pytest.approx(row["warp_error"] / row["still_error"], abs=1e-5)
+        assert row["ratio"] < 1
         assert row["pixels"] > 0
+        assert 0 < row["share"] <= 1
+    assert consistency["rows"]["copied"]["still_error"] == 0
+    assert "ratio" not in consistency["rows"]["copied"]
+    assert set(consistency["one_depth"]) <= {"3d", "2d"}
+    assert len({row["pixels"] for row in consistency["one_depth"].values()}) <= 1
     # the shares of the seeds are those behind the mean
     for row in metrics["truth"]["rows"].values():
         assert np.mean(row["azimuth_right_seeds"]) == pytest.approx(row["azimuth_right"], abs=1e-6)
@@ -163,3 +169,15 @@ def test_a_step_of_a_whole_turn_is_a_user_error(run, settings, tmp_path):
 def test_missing_lpips_weights_are_a_user_error(run, settings, models, tmp_path):
     with pytest.raises(UserError, match="LPIPS trunk is missing"):
         run(settings, models=models.model_copy(update={"lpips": str(tmp_path / "none.safetensors")}))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_score_that_is_not_finite_is_a_user_error(value):
+    """A mean over frames would leave it out without a word."""
+    views = {"3d": torch.eye(2)[None], "2d": torch.eye(2)[None].clone()}
+    views["2d"][0, 1, 0] = value
+    table = pd.DataFrame({"row": ["3d", "3d", "2d", "2d"]})
+    scorer = SimpleNamespace(name="odd", images=lambda _: torch.eye(2)[:1], texts=lambda _: torch.eye(2)[:1])
+    reference = SimpleNamespace(image=np.zeros((4, 4, 3), np.uint8), prompt="a mug")
+    with pytest.raises(UserError, match=r"evaluate\.scorers\.odd: its image scores of row 2d are not finite; "):
+        add_scores(table, scorer, views, reference)

@@ -33,10 +33,22 @@ def test_relative_image_by_hand():
 
 
 @pytest.mark.parametrize(
-    "image", [{"3d": 70.0}, {"3d": 70.0, "truth": 80.0}, {"3d": 70.0, "truth": 80.0, "other": 80.0}]
+    "image",
+    [
+        {"3d": 70.0},
+        {"3d": 70.0, "truth": 80.0},
+        {"3d": 70.0, "truth": 80.0, "other": 80.0},
+        {"3d": 70.0, "truth": 80.0, "other": 75.1},  # 4.9 points: a change of one would be a fifth
+        {"3d": 70.0, "truth": 60.0, "other": 80.0},  # the wrong way round, where the worst would have the most
+    ],
 )
-def test_without_both_ends_nothing_is_relative(image):
+def test_without_two_ends_well_apart_nothing_is_relative(image):
     assert relative_image(scored(**image)) == {}
+
+
+def test_just_apart_is_relative_and_more_than_the_truth_is_more_than_one():
+    found = relative_image(scored(**{"3d": 82.5, "truth": 80.0, "other": 75.0}))
+    assert found == {"a CLIP": {"3d": 1.5}}
 
 
 def test_the_tracker_gets_plain_numbers():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cad.camera import orbit_poses
-from cad.evaluate.truth import chance_within, retrieved_azimuth_error, silhouette_iou
+from cad.evaluate.truth import chance_within, retrieved_azimuth_error
 
 POSES = orbit_poses(12, math.radians(70), math.pi)
 VIEWS = np.random.default_rng(0).integers(0, 256, (12, 6, 6, 3), dtype=np.uint8)
@@ -23,13 +23,6 @@ def test_a_turned_object_is_found_by_the_shorter_way(turn, error):
 def test_some_frames_only():
     frames = np.array([3, 9])
     np.testing.assert_allclose(retrieved_azimuth_error(VIEWS[[4, 9]], VIEWS, POSES, frames), [30, 0], atol=1e-9)
-
-
-def test_iou_by_hand():
-    a, b = np.zeros((2, 2, 2), bool), np.zeros((2, 2, 2), bool)
-    a[0] = [[True, True], [False, False]]
-    b[0] = [[True, False], [True, False]]
-    np.testing.assert_allclose(silhouette_iou(a, b), [1 / 3, 1])  # the second pair is empty
 
 
 def test_chance():

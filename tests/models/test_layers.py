@@ -4,8 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, linear
 
+from cad.models import layers
 from cad.models.layers import Linear, ModulatedConv, StyleBlock, doublings, enlarge, initialise
 
 
@@ -83,3 +84,20 @@ def test_doublings():
     for small, large in ((4, 24), (8, 4)):
         with pytest.raises(ValueError, match="x: "):
             doublings(small, large, "x")
+
+
+def test_under_autocast_only_the_convolution_is_rounded(monkeypatch):
+    """Styles and norms are those of full precision, and what comes out is of the convolution's kind."""
+    layer, draws = ModulatedConv(5, 4, 3, 7, True, 1.0), torch.Generator().manual_seed(2)
+    initialise(layer, draws)
+    layer.bias.data.normal_(generator=draws)
+    x, w = torch.randn(2, 5, 6, 6, generator=draws), torch.randn(2, 7, generator=draws)
+    kinds = []
+    monkeypatch.setattr(layers, "linear", lambda *given: kinds.append(linear(*given)) or kinds[-1])
+    whole = layer(x, w)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = layer(x, w)
+    assert half.dtype == torch.bfloat16
+    assert [y.dtype for y in kinds] == [torch.float32] * 4
+    assert all(torch.equal(kinds[i], kinds[i + 2]) for i in range(2))
+    torch.testing.assert_close(half.float(), whole, atol=0.05, rtol=0.02)

@@ -14,8 +14,8 @@ from cad.prior.pictures import to_network, to_picture
 from cad.seeding import generator
 
 SETTINGS = RefineSettings(
-    enabled=True, kind="latent-diffusion", strength=0.5, guidance=4.0, steps=4, draws=3, batch=2, view_prompts=True,
-    shard_poses=2,
+    enabled=True, kind="latent-diffusion", strength=0.5, guidance=4.0, steps=4, bf16=False, draws=3, batch=2,
+    view_prompts=True, shard_poses=2,
 )  # fmt: skip
 
 
@@ -123,10 +123,26 @@ def test_other_sizes_are_resized_and_back(models, context):
     assert model.refine(torch.ones(1, 3, 24, 24), ["a toy"], streams, SETTINGS).shape == (1, 3, 24, 24)
 
 
-def test_killed_refinement_resumes_to_the_same_bits(
-    camera, models, input_dir, prior_dir, prune_dir, tmp_path, context, monkeypatch
+def test_batch_size_moves_half_precision_by_rounding_only(
+    camera, models, input_dir, prior_dir, prune_dir, tmp_path, context
 ):
-    run(SETTINGS, camera, models, input_dir, prior_dir, prune_dir, tmp_path / "whole", context)
+    half = SETTINGS.model_copy(update={"bf16": True})
+    alone = half.model_copy(update={"batch": 1})
+    first, second = (
+        run(settings, camera, models, input_dir, prior_dir, prune_dir, tmp_path / name, context).load().astype(int)
+        for name, settings in (("a", half), ("b", alone))
+    )
+    assert np.abs(first - second).max() <= 8
+    assert np.abs(first - second).mean() < 1
+    assert np.abs(first[:, 0] - first[:, 1]).mean() > 20
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_killed_refinement_resumes_to_the_same_bits(
+    camera, models, input_dir, prior_dir, prune_dir, tmp_path, context, monkeypatch, bf16
+):
+    settings = SETTINGS.model_copy(update={"bf16": bf16})
+    run(settings, camera, models, input_dir, prior_dir, prune_dir, tmp_path / "whole", context)
     calls = []
     original = refine.LatentDiffusionRefiner.refine
 
@@ -138,7 +154,7 @@ def test_killed_refinement_resumes_to_the_same_bits(
 
     monkeypatch.setattr(refine.LatentDiffusionRefiner, "refine", killed)
     with pytest.raises(KeyboardInterrupt):
-        run(SETTINGS, camera, models, input_dir, prior_dir, prune_dir, tmp_path / "part", context)
-    run(SETTINGS, camera, models, input_dir, prior_dir, prune_dir, tmp_path / "part", context)
+        run(settings, camera, models, input_dir, prior_dir, prune_dir, tmp_path / "part", context)
+    run(settings, camera, models, input_dir, prior_dir, prune_dir, tmp_path / "part", context)
     assert len(calls) == 4 + 2  # three batches of the first shard are not drawn again
     assert digest(tmp_path / "part") == digest(tmp_path / "whole")

@@ -11,7 +11,7 @@ from cad.prior.pictures import to_network, to_picture
 from cad.prior.zero123 import Zero123
 from cad.seeding import generator
 
-SETTINGS = PriorSettings(poses=5, samples=2, steps=2, guidance=3.0, eta=1.0, batch=3, shard_poses=2)
+SETTINGS = PriorSettings(poses=5, samples=2, steps=2, guidance=3.0, eta=1.0, bf16=False, batch=3, shard_poses=2)
 
 
 def run(settings, camera, models, input_dir, out, context):
@@ -50,8 +50,32 @@ def test_batch_size_and_more_samples_change_nothing_else(camera, models, input_d
     assert np.abs(first - second[:, :2]).max() <= 1
 
 
-def test_killed_sampling_resumes_to_the_same_bits(camera, models, input_dir, tmp_path, context, monkeypatch):
-    run(SETTINGS, camera, models, input_dir, tmp_path / "whole", context)
+def test_half_precision_is_close_and_keeps_its_own_bits(camera, models, input_dir, tmp_path, context):
+    """Of what untrained networks draw, a grey level or two; and again the same."""
+    half = SETTINGS.model_copy(update={"bf16": True})
+    first, again, whole = (
+        run(settings, camera, models, input_dir, tmp_path / name, context).load().astype(int)
+        for name, settings in (("a", half), ("b", half), ("c", SETTINGS))
+    )
+    assert np.array_equal(first, again)
+    assert 0 < np.abs(first - whole).mean() < 3
+
+
+def test_batch_size_moves_half_precision_by_rounding_only(camera, models, input_dir, tmp_path, context):
+    """Far below what another noise changes: it is drawn per image."""
+    half = SETTINGS.model_copy(update={"bf16": True})
+    first = run(half, camera, models, input_dir, tmp_path / "a", context).load().astype(int)
+    other = half.model_copy(update={"batch": 1})
+    second = run(other, camera, models, input_dir, tmp_path / "b", context).load().astype(int)
+    assert np.abs(first - second).max() <= 8
+    assert np.abs(first - second).mean() < 1
+    assert np.abs(first[:, 0] - first[:, 1]).mean() > 20
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_killed_sampling_resumes_to_the_same_bits(camera, models, input_dir, tmp_path, context, monkeypatch, bf16):
+    settings = SETTINGS.model_copy(update={"bf16": bf16})
+    run(settings, camera, models, input_dir, tmp_path / "whole", context)
     calls = []
     original = sample.sample_views
 
@@ -63,8 +87,8 @@ def test_killed_sampling_resumes_to_the_same_bits(camera, models, input_dir, tmp
 
     monkeypatch.setattr(sample, "sample_views", killed)
     with pytest.raises(KeyboardInterrupt):
-        run(SETTINGS, camera, models, input_dir, tmp_path / "part", context)
-    run(SETTINGS, camera, models, input_dir, tmp_path / "part", context)
+        run(settings, camera, models, input_dir, tmp_path / "part", context)
+    run(settings, camera, models, input_dir, tmp_path / "part", context)
     assert calls[3][0] == (2, 0)  # the second shard is begun again, the first is not
     assert digest(tmp_path / "part") == digest(tmp_path / "whole")
 

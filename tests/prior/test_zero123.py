@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from cad.camera import relative_pose
 from cad.errors import UserError
+from cad.prior import ddim
 from cad.prior.zero123 import CCProjection, Zero123, draw_drops, training_loss
 from cad.seeding import generator
 
@@ -214,3 +215,13 @@ def test_half_precision_files_compute_in_the_wanted_precision(zero123_folder, tm
     model = Zero123.load(tmp_path / "half", CPU, torch.float32)
     for part in (model.vae, model.unet, model.image_encoder, model.cc_projection):
         assert {p.dtype for p in part.parameters()} == {torch.float32}
+
+
+def test_decoding_keeps_its_precision_under_autocast(zero123, refiner):
+    """Between 0.996 and 1 bfloat16 has nothing: pixels that are nearly white would be white."""
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for model in (zero123, refiner):
+        with ddim.in_precision(latents.device, True):
+            assert model.encode(torch.zeros(1, 3, 16, 16)).dtype == torch.float32
+            under = model.decode(latents)
+        assert torch.equal(under, model.decode(latents))

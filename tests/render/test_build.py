@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from cad.camera import focal_length, sphere_poses
+from cad.errors import UserError
 from cad.models.decoder import TriplaneDecoder
 from cad.render import build
-from cad.render.image import render_view, use_renderer
+from cad.render.choice import resolve_renderer, use_renderer
+from cad.render.image import render_view
 from cad.render.reference import Sampling
 
 
@@ -24,6 +26,7 @@ def cache(tmp_path, monkeypatch):
     remembered = build.functools.cache(fresh)
     monkeypatch.setattr(build, "library", remembered)
     monkeypatch.setattr("cad.render.fused.library", remembered)
+    monkeypatch.setattr("cad.render.choice.library", remembered)
     return tmp_path / "cache"
 
 
@@ -47,9 +50,9 @@ def test_without_a_compiler_the_reference_renders(cache, monkeypatch, capsys):
     planes, decoder = torch.randn(1, 3, 4, 4, 4, generator=draws), TriplaneDecoder(4, 8, 3)
     cameras, sampling = sphere_poses(1, draws).cameras(2.0), Sampling(0.8, 3.2, 0.7, 4, 4)
     images = []
-    for renderer in ("auto", "auto", "reference"):
-        use_renderer(renderer)
-        images.append(render_view(planes, decoder, cameras, focal_length(49.1), 4, sampling, None)[0])
+    for setting in ("auto", "auto", "reference"):
+        with use_renderer(resolve_renderer(setting, planes.device)):
+            images.append(render_view(planes, decoder, cameras, focal_length(49.1), 4, sampling, None)[0])
     assert torch.equal(images[0], images[2])
     (line,) = capsys.readouterr().err.splitlines()  # said once, in one line
     assert "no C++ compiler (no-such-compiler)" in line
@@ -69,6 +72,49 @@ def test_a_compiler_that_fails_is_quoted_in_one_line(cache, tmp_path, monkeypatc
     assert not list(cache.iterdir())
 
 
+def test_fused_in_vain_is_one_line(cache, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"^runtime\.renderer: fused is asked for, but it could not be compiled .*; "):
+        resolve_renderer("fused", torch.device("cpu"))
+    with pytest.raises(UserError, match="but it does not run on cuda"):
+        resolve_renderer("fused", torch.device("cuda"))
+    assert resolve_renderer("auto", torch.device("cuda")) == "reference"
+
+
+def fake_compiler(folder, script):
+    program = folder / "compiler"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    return program
+
+
+def test_a_compiler_is_called_with_its_arguments_and_may_print_anything(cache, tmp_path, monkeypatch, capsys):
+    program = fake_compiler(tmp_path, 'echo "$1" > "$0.first"; printf "error: \\377 here\\n" >&2; exit 1')
+    monkeypatch.setenv("CXX", f"'{program}' -pipe")
+    assert build.library() is None
+    assert (tmp_path / "compiler.first").read_text() == "-pipe\n"
+    assert "-pipe failed: error: \ufffd here" in capsys.readouterr().err
+
+
+def test_without_a_home_folder_it_says_what_to_set(cache, monkeypatch, capsys):
+    for name in ("CAD_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(build.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    monkeypatch.setattr(build.shutil, "which", lambda name: name)
+    assert build.library() is None
+    assert "set CAD_CACHE" in capsys.readouterr().err
+
+
+def test_what_a_killed_compilation_left_is_removed_but_not_what_runs(cache, tmp_path, monkeypatch):
+    old, new = cache / f"{build.BUILDING}old", cache / f"{build.BUILDING}new"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    monkeypatch.setenv("CXX", str(fake_compiler(tmp_path, "exit 1")))
+    assert build.library() is None
+    assert list(cache.iterdir()) == [new]
+
+
 def test_a_file_that_is_no_library_is_reported(cache, monkeypatch, capsys):
     cache.mkdir()
     monkeypatch.setattr(build, "_key", lambda compiler: "0")
@@ -80,13 +126,13 @@ def test_a_file_that_is_no_library_is_reported(cache, monkeypatch, capsys):
 def test_the_key_follows_source_flags_and_torch(tmp_path, monkeypatch):
     sources = tmp_path / "csrc"
     shutil.copytree(build.SOURCES, sources)
-    keys = {build._key("g++")}
+    keys = {build._key(["g++"])}
     monkeypatch.setattr(build, "SOURCES", sources)
-    assert {build._key("g++")} == keys
+    assert {build._key(["g++"])} == keys
     (sources / "volume.h").write_text("// changed\n")
-    keys.add(build._key("g++"))
+    keys.add(build._key(["g++"]))
     monkeypatch.setattr(torch, "__version__", "0")
-    keys.add(build._key("g++"))
+    keys.add(build._key(["g++"]))
     monkeypatch.setattr(build, "_processor", lambda: "another")
-    keys.add(build._key("g++"))
+    keys.add(build._key(["g++"]))
     assert len(keys) == 4

@@ -53,7 +53,11 @@ def metrics(digest: str, image: float, subject: str = "robot") -> dict:
     }
     truth["3d"] |= {"azimuth_right_std": 0.05, "azimuth_right_seeds": [0.95, 0.9, 1.0], "silhouette_iou_std": 0.01}
     kid = {"3d": 40.0, "2d": 30.0, "truth": -0.5, "copied": 200.0, "other": 400.0, "untrained": 500.0}
-    warped = {"3d": (2.0, 7.0), "2d": (4.0, 8.0), "truth": (1.0, 9.0), "other": (1.5, 8.5)}
+    warped = {"3d": (2.0, 8.0), "2d": (4.0, 8.0), "truth": (1.0, 10.0), "copied": (1.8, 0.0), "other": (1.7, 8.5)}
+    compared = {
+        row: {"warp_error": a, "still_error": b, "pixels": 900, "share": 0.97} | ({"ratio": a / b} if b else {})
+        for row, (a, b) in warped.items()
+    }
     part = {
         "kind": "transformers", "model": "data/weights/clip-evaluation", "pretrained": None, "weights": digest,
         "preprocessing": "white background, bicubic to 64x64", "rows": rows,
@@ -64,13 +68,13 @@ def metrics(digest: str, image: float, subject: str = "robot") -> dict:
         "distribution": {"features": OWN, "unit": "KID x 1000", "rows": {row: {"kid": x} for row, x in kid.items()}},
         "diversity": {
             "distance": "LPIPS (AlexNet)", "refined": 0.2,
-            "rows": {"3d": {"lpips": 0.12}, "2d": {"lpips": 0.1}, "copied": {"lpips": 0.0}},
+            "rows": {"3d": {"lpips": 0.12}, "2d": {"lpips": 0.1}},
         },
         "consistency": {
-            "step_frames": 10, "unit": "mean absolute RGB difference, grey levels of 255",
-            "rows": {row: {"warp_error": a, "still_error": b, "pixels": 900} for row, (a, b) in warped.items()},
+            "step_frames": 10, "still_least": 0.5, "unit": "mean absolute RGB difference, grey levels of 255",
+            "rows": compared, "one_depth": {row: dict(compared[row]) for row in ("3d", "2d")},
         },
-        "relative_image": {OWN: {"3d": 0.75, "2d": 0.8}},
+        "relative_image": {OWN: {"3d": 0.75, "2d": 0.8}}, "relative_span_least": 5.0,
     }  # fmt: skip
 
 

@@ -2,16 +2,21 @@ import dataclasses
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from cad.artifacts import read_image
+from cad.artifacts import read_image, write_image
 from cad.errors import UserError
 from cad.report.canvas import runs
 from cad.report.objects import objects_png
-from cad.report.overview import WHOLE, Extent, draw_overview, shown_poses
+from cad.report.overview import WHOLE, Extent, RunFolders, overview_png, shown_poses
+
+
+def draw_overview(folders: RunFolders, out: Path) -> None:
+    out.write_bytes(overview_png(folders))
 
 
 def test_the_figure_is_drawn_and_deterministic(run, tmp_path):
@@ -76,6 +81,14 @@ def test_runs_of_labels():
     assert runs(["a", "a", "b", "a"]) == [("a", 0, 2), ("b", 2, 1), ("a", 3, 1)]
 
 
+@pytest.mark.parametrize("width", [24 * 64 - 1, 23 * 64, 12 * 64, 48 * 64])
+def test_a_strip_of_another_width_is_a_user_error(run, tmp_path, width):
+    write_image(tmp_path / "views/truth.png", np.zeros((64, width, 3), np.uint8))
+    said = rf"truth\.png: is {width} x 64 pixels, not the 1536 x 64 of 24 views; .*`cad evaluate` again"
+    with pytest.raises(UserError, match=said):
+        overview_png(dataclasses.replace(run, evaluate=tmp_path))
+
+
 def test_a_missing_folder_is_a_user_error(run, tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         draw_overview(dataclasses.replace(run, prior=tmp_path / "nowhere"), tmp_path / "a.png")
@@ -94,10 +107,10 @@ def test_reports_need_no_torch(run, tmp_path):
     """Checked in a fresh process, while drawing the figure and the tables."""
     code = (
         "import sys, dataclasses; from pathlib import Path\n"
-        "import cad.report.page; from cad.report.overview import RunFolders, draw_overview\n"
+        "import cad.report.page; from cad.report.overview import RunFolders, overview_png\n"
         "from cad.report.table1_forms import write_table1\n"
         f"run = RunFolders(**{{k: Path(v) for k, v in { ({k: str(v) for k, v in vars(run).items()})!r}.items()}})\n"
-        f"draw_overview(run, Path({str(tmp_path / 'a.png')!r}))\n"
+        "overview_png(run)\n"
         f"write_table1({{'ours': run.evaluate / 'metrics.json'}}, Path({str(tmp_path)!r}))\n"
         "print(sorted({'torch', 'transformers', 'diffusers', 'wandb'} & set(sys.modules)))\n"
     )

@@ -32,10 +32,11 @@ def test_the_page_has_all_and_says_where_from(run, params, tmp_path):
     for name in ("overview.png", "overview-robot.png", "measures.csv", "bars.csv", "table1.tex"):
         assert f"({name})" in page
     assert "What each measure says" in page
-    assert "19 of 19 bars met." in page
+    assert "21 of 21 bars met." in page
     assert digest(run.evaluate / "metrics.json")[:16] in page
     assert "kept 18 of 24 poses" in page
-    assert "precision 0.83 and recall —" in page
+    assert "precision/recall of rejections 0.83/—." in page
+    assert "25.0% → 5.0% (first sample of all poses → chosen sample of kept poses)" in page
     assert "cannot be compared" in page
     for place in re.findall(r"\]\(([^)]+)\)", page):
         assert (reports / place).is_file(), place
@@ -49,7 +50,7 @@ def test_show_prints_the_table_and_the_paths(run, params, tmp_path, capsys):
     show_report(tmp_path)
     said = capsys.readouterr().out
     assert "Table 1" in said
-    assert "19 of 19 bars met" in said
+    assert "21 of 21 bars met" in said
     assert "overview.png" in said.replace("\n", "")
 
 

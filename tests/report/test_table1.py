@@ -44,7 +44,7 @@ def test_our_ranks_count_ours_and_the_controls(metrics_file):
     table = build_table({"ours": metrics_file})
     rank = {line.label: line.cells[OWN, "image"].rank for line in table.lines if line.source != "paper"}
     assert rank == {
-        "ours": 4, "ours, 2D branch": 3, "True object (ceiling)": 2, "Reference copied†": 1, "Another object": 5,
+        "ours": 4, "ours, 2D branch": 3, "True object": 2, "Reference copied†": 1, "Another object": 5,
         "Untrained generator": 6,
     }  # fmt: skip
 
@@ -76,6 +76,30 @@ def test_one_name_for_two_sets_of_weights_gives_two_columns(tmp_path):
     assert list(table.scorers) == [L14, B32, OWN, f"{OWN} [cdcdcdcd]"]
     # controls stand once per object, with both scorers' numbers
     assert len(lines(table, "control")["Another object"].cells) == 4
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_controls_of_two_evaluations_that_differ_are_both_shown(tmp_path, order):
+    """The untrained generator of another architecture is another one; what is equal stands once."""
+    contents = {name: metrics("ab" * 32, 70.0) for name in order}
+    contents["b"]["scorers"][OWN]["rows"]["untrained"]["image"] = 30.0
+    for name, content in contents.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    rows = lines(build_table({name: tmp_path / name for name in order}), "control")
+    assert list(rows) == [
+        "Reference copied†", "Another object", "Untrained generator", f"Untrained generator (beside {order[1]})",
+    ]  # fmt: skip
+    image = {"a": 41.5, "b": 30.0}
+    assert rows["Untrained generator"].cells[OWN, "image"].value == image[order[0]]
+    assert rows[f"Untrained generator (beside {order[1]})"].cells[OWN, "image"].value == image[order[1]]
+
+
+def test_a_difference_that_is_not_shown_makes_no_second_row(tmp_path):
+    for name, image in (("a", 41.5), ("b", 41.5004)):
+        content = metrics("ab" * 32, 70.0)
+        content["scorers"][OWN]["rows"]["untrained"]["image"] = image
+        (tmp_path / name).write_text(json.dumps(content))
+    assert len(lines(build_table({name: tmp_path / name for name in "ab"}), "control")) == 3
 
 
 def test_files_have_the_same_bytes_and_read_back(metrics_file, tmp_path):
@@ -143,6 +167,18 @@ def test_a_missing_or_foreign_csv_is_a_user_error(tmp_path):
         from_csv(tmp_path / "table1.csv")
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [(",75.0,", ",much,"), (",75.0,", ",nan,"), (",ours,", ",mine,"), ("\nours", "\nours,")]
+)
+def test_an_edited_csv_is_a_user_error(metrics_file, tmp_path, old, new):
+    write_table1({"ours": metrics_file}, tmp_path)
+    path = tmp_path / "table1.csv"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(UserError, match=r"table1\.csv: was edited, .*; run `cad report all` again"):
+        from_csv(path)
+
+
 @pytest.fixture
 def two(tmp_path):
     """Metrics files of one method on two objects, image scores 70 and 80, and of a variant on one of them."""
@@ -156,11 +192,11 @@ def two(tmp_path):
 def test_means_over_objects_stand_first_each_object_counting_once(two):
     table = build_table(two)
     assert [line.label for line in table.lines if line.source != "paper"] == [
-        "CAD, mean of 2", "CAD, 2D branch, mean of 2", "True object (ceiling), mean of 2",
+        "CAD, mean of 2", "CAD, 2D branch, mean of 2", "True object, mean of 2",
         "Reference copied†, mean of 2", "Another object, mean of 2", "Untrained generator, mean of 2",
-        "CAD, mug", "CAD, mug, 2D branch", "True object (ceiling) for mug", "Reference copied† for mug",
+        "CAD, mug", "CAD, mug, 2D branch", "True object for mug", "Reference copied† for mug",
         "Another object for mug", "Untrained generator for mug",
-        "CAD, car", "CAD, car, 2D branch", "without ADA", "without ADA, 2D branch", "True object (ceiling) for car",
+        "CAD, car", "CAD, car, 2D branch", "without ADA", "without ADA, 2D branch", "True object for car",
         "Reference copied† for car", "Another object for car", "Untrained generator for car",
     ]  # fmt: skip
     cell = lines(table, "ours")["CAD, mean of 2"].cells[OWN, "image"]

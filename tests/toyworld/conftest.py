@@ -36,7 +36,8 @@ SETTINGS = ToyworldSettings.model_validate(
         "refiner": UNET,
         "check": {
             "instances": 1, "captions": 4, "views": 1, "min_angle_deg": 20.0, "steps": 2, "guidance": 3.0, "eta": 1.0,
-            "strength": 0.5, "refine_guidance": 2.0, "refine_steps": 2, "caption": "specific", "draw_poses": 3,
+            "strength": 0.5, "refine_guidance": 2.0, "refine_steps": 2, "bf16": False, "caption": "specific",
+            "draw_poses": 3,
             "raw_samples": 2, "draws": 2, "white_threshold": 240, "part_pixels": 2, "side_margin": 0.1, "batch": 3,
         },
         "pruning": {

@@ -10,12 +10,15 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from cad.cli import toyworld as cli
+from cad.config import CameraSettings
 from cad.errors import UserError
 from cad.toyworld import check as checks
 from cad.toyworld.dataset import Dataset
 from cad.toyworld.diffusion import train_refiner, train_zero123
 from cad.toyworld.measures import refiner, zero123
+from cad.toyworld.objects import write_object
 from cad.toyworld.settings import ToyworldSettings, load_settings
+from cad.toyworld.world import HELD_OUT, instance
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,8 +109,17 @@ def test_the_committed_settings_are_those_of_the_pipeline() -> None:
     assert (chosen.strength, chosen.refine_guidance, chosen.refine_steps) == (
         refine["strength"], refine["guidance"], refine["steps"],
     )  # fmt: skip
+    assert chosen.bf16 == prior["bf16"] == refine["bf16"]
     assert refine["view_prompts"]
     assert chosen.white_threshold == mini["prune"]["white_threshold"]
+
+
+def test_the_refiner_is_checked_with_prompts_as_objects_have_them(camera: CameraSettings, tmp_path: Path) -> None:
+    chosen = load_settings(ROOT / "experiments/toyworld/params.yaml").check
+    write_object("mug", "mug", HELD_OUT, 70.0, camera, 16, tmp_path / "data", tmp_path / "groups")
+    captions = instance("mug", HELD_OUT).captions
+    assert (tmp_path / "data/mug/prompt.txt").read_text().strip() == getattr(captions, chosen.caption)
+    assert len({captions.generic, captions.colored, captions.specific}) == 3
 
 
 @pytest.mark.parametrize(

@@ -194,14 +194,16 @@ def test_weights_are_exported_in_the_middle_of_training(
 def test_a_new_work_folder_goes_on_from_earlier_weights(
     zero123: Path, weights: Path, settings: ToyworldSettings, tmp_path: Path
 ) -> None:
+    told: list[str] = []
     model = build_zero123(settings.zero123, weights, 1)
     stored = Zero123.load(zero123 / "out", CPU, torch.float32).unet.state_dict()
-    warm_start(model.unet, tmp_path / "nothing", tmp_path)
+    warm_start(model.unet, tmp_path / "nothing", tmp_path, told.append)
     assert any(not torch.equal(value, stored[name]) for name, value in model.unet.state_dict().items())
-    warm_start(model.unet, zero123 / "out" / "unet", tmp_path)
+    warm_start(model.unet, zero123 / "out" / "unet", tmp_path, told.append)
     assert all(torch.equal(value, stored[name]) for name, value in model.unet.state_dict().items())
+    assert told == [f"{tmp_path.name}: goes on from {zero123 / 'out' / 'unet'}"]
     with pytest.raises(UserError, match="another architecture"):
-        warm_start(build_refiner(settings.refiner, weights, 1).unet, zero123 / "out" / "unet", tmp_path)
+        warm_start(build_refiner(settings.refiner, weights, 1).unet, zero123 / "out" / "unet", tmp_path, told.append)
 
 
 def test_wrong_names_and_missing_parts_are_refused(settings: ToyworldSettings, tmp_path: Path) -> None:

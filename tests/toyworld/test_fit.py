@@ -148,6 +148,18 @@ def test_a_loss_that_is_not_finite_stops_and_is_not_saved(tmp_path: Path) -> Non
     assert not (tmp_path / "line/state.safetensors").exists()
 
 
+def test_a_gradient_that_is_not_finite_stops_before_a_weight_changes(tmp_path: Path) -> None:
+    """sqrt(0) is finite, its derivative is not."""
+    model = Line()
+
+    def loss(step: int) -> Tensor:
+        return model.loss(step) if step < 3 else (model.b - model.b.detach()).sqrt()
+
+    with pytest.raises(FloatingPointError, match=r"line: the gradient is (inf|nan) at step 3; lower the learning rate"):
+        fit(model, loss, SETTINGS, tmp_path / "line", silent)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
 def test_progress_is_told_every_hundred_steps(tmp_path: Path) -> None:
     told: list[str] = []
     model = Line()

@@ -30,6 +30,7 @@ from cad.tracking import Tracker
 
 ROOT = Path(__file__).parents[2]
 MINI = ROOT / "experiments/profile/mini.yaml"
+CPU = torch.device("cpu")
 FILES = ("pruning.md", "pruning.csv", "pruning.png")
 
 
@@ -116,6 +117,10 @@ def test_the_report_is_complete(proven: tuple[Path, list[str]], profile: Path) -
         == f"chosen: max_bad_pixels {both['max_bad_pixels']}, min_clip_similarity " + (both["min_clip_similarity"])
     )
     assert str(profile) in told[1]
+    remarks = [line.split(":")[0] for line in told[2:]]
+    assert len(remarks) == 2  # each grid has two candidates, so that any choice is at an end
+    assert all(f"both checks, {remark}" in page for remark in remarks)
+    assert "geometry only, max_bad_pixels" in page
 
 
 def test_an_interrupted_run_goes_on_to_the_same_report(
@@ -149,12 +154,13 @@ def test_an_interrupted_run_goes_on_to_the_same_report(
 
 def test_other_weights_or_settings_find_no_samples(settings: ToyworldSettings, profile: Path) -> None:
     prior = pruning.read_profile(profile).prior
-    listed = pruning.list_subjects(settings, prior, 16, "weights", Path("work"))
+    listed = pruning.list_subjects(settings, prior, 16, "weights", CPU, Path("work"))
     assert len({subject.folder for subject in listed}) == len(listed)
     for changed in (
-        pruning.list_subjects(settings, prior, 16, "others", Path("work")),
-        pruning.list_subjects(settings, prior.model_copy(update={"guidance": 1.0}), 16, "weights", Path("work")),
-        pruning.list_subjects(settings.model_copy(update={"seed": 1}), prior, 16, "weights", Path("work")),
+        pruning.list_subjects(settings, prior, 16, "others", CPU, Path("work")),
+        pruning.list_subjects(settings, prior.model_copy(update={"guidance": 1.0}), 16, "weights", CPU, Path("work")),
+        pruning.list_subjects(settings.model_copy(update={"seed": 1}), prior, 16, "weights", CPU, Path("work")),
+        pruning.list_subjects(settings, prior, 16, "weights", torch.device("cuda"), Path("work")),
     ):
         assert {subject.folder for subject in changed}.isdisjoint({subject.folder for subject in listed})
 
@@ -165,7 +171,7 @@ def test_samples_are_those_of_the_main_job(
     """`cad.prior.sample.sample_prior` on the same picture under the same name gives the same bytes."""
     prior = pruning.read_profile(profile).prior.model_copy(update={"poses": 2, "shard_poses": 2})
     weights = digest(trained / "zero123")
-    subject = pruning.list_subjects(loose, prior, 16, weights, proven[0] / "work/pruning")[-1]
+    subject = pruning.list_subjects(loose, prior, 16, weights, CPU, proven[0] / "work/pruning")[-1]
     mask = np.ones((16, 16), bool)
     InputArtifact.write(tmp_path / "input", subject.reference, mask, "a toy", subject.name, 180.0, 70.0, "none")
     context = Context(loose.seed, subject.name, torch.device("cpu"), Tracker(None, None))
@@ -253,6 +259,22 @@ def test_the_controls_are_measured_on_the_same_poses() -> None:
     }
 
 
+def test_values_inside_their_grids_are_not_remarked_on(settings: ToyworldSettings) -> None:
+    table = pandas.DataFrame(
+        [("a", 1, 0.9, True, True), ("b", 9, 0.9, False, True)],
+        columns=["subject", "bad_pixels_max", "clip_min", "good", "first_good"],
+    )
+    rows = pruning.compare(table, {"both checks": Thresholds(5, 0.5)}, np.ones((3, 2), int))
+    prior, digests = pruning.read_profile(MINI).prior, {"clip": "0"}
+    pages = []
+    for grid in ([1, 5, 9], [1, 5]):
+        wanted = settings.pruning.model_copy(update={"max_bad_pixels": grid, "min_clip_similarity": [0.1, 0.5, 0.9]})
+        measured = {"train": rows, "held-out": rows}
+        pages.append(pruning_report.markdown(measured, Thresholds(5, 0.5), wanted, prior, digests))
+    assert "At an end" not in pages[0]
+    assert "both checks, max_bad_pixels 5 is the largest of its candidates." in pages[1]
+
+
 def test_the_curve_goes_by_recall_and_leaves_out_what_keeps_nothing() -> None:
     rows = [("a", 1, 0.9, True), ("a", 5, 0.9, False), ("b", 9, 0.1, True)]
     table = pandas.DataFrame(rows, columns=["subject", "bad_pixels_max", "clip_min", "good"])
@@ -318,7 +340,7 @@ def test_more_instances_than_were_trained_on_are_a_users_fault(settings: Toyworl
 def test_the_demo_objects_are_neither_chosen_nor_measured_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pruning, "families", families)
     settings = load_settings(ROOT / "experiments/toyworld/params.yaml")
-    listed = pruning.list_subjects(settings, pruning.read_profile(MINI).prior, 16, "weights", Path("work"))
+    listed = pruning.list_subjects(settings, pruning.read_profile(MINI).prior, 16, "weights", CPU, Path("work"))
     used = {split: {(s.item.family, s.item.seed) for s in listed if s.split == split} for split in pruning.SPLITS}
     each = settings.pruning.instances * len(families())
     assert len(used["train"]) == len(used["held-out"]) == each

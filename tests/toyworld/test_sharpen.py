@@ -20,6 +20,8 @@ class Distance(nn.Module):
     """Stands in for LPIPS, which needs 31 px."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        assert not torch.is_autocast_enabled("cpu")
+        assert a.dtype == b.dtype == torch.float32
         return (a - b).square().mean((1, 2, 3), keepdim=True)
 
 
@@ -78,3 +80,37 @@ def test_a_copy_that_was_saved_later_is_renewed_by_calling_again(
     assert stale_copies(home) == ["zero123"]
     train(home, data, settings, tmp_path / "work")
     assert (home / "zero123/vae" / FILE).read_bytes() == (home / "autoencoder" / FILE).read_bytes() == new
+
+
+def test_a_resumed_training_starts_from_the_weights_of_its_beginning_in_half_precision_too(
+    home: Path, data: Dataset, settings: ToyworldSettings, tmp_path: Path
+) -> None:
+    """Whatever was put into weights/autoencoder since."""
+    fit = settings.autoencoder.sharpen.model_copy(update={"bf16": True})
+    half = settings.model_copy(update={"autoencoder": settings.autoencoder.model_copy(update={"sharpen": fit})})
+    train(home, data, half, tmp_path / "work")
+    first = (home / "autoencoder" / FILE).read_bytes()
+    (home / "autoencoder" / "config.json").write_text("{}")
+    train(home, data, half, tmp_path / "work")
+    assert (home / "autoencoder" / FILE).read_bytes() == first
+    assert AutoencoderKL.from_pretrained(home / "autoencoder").config.block_out_channels == [8, 8]
+    assert not [path for path in home.rglob(".*")], "no partial or former folder is left"
+
+
+def test_a_kill_while_saving_leaves_the_former_weights(
+    home: Path, data: Dataset, settings: ToyworldSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (home / "autoencoder" / FILE).read_bytes()
+    save = AutoencoderKL.save_pretrained
+
+    def killed(self: AutoencoderKL, folder: Path) -> None:
+        save(self, folder)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AutoencoderKL, "save_pretrained", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(home, data, settings, tmp_path / "work")
+    assert (home / "autoencoder" / FILE).read_bytes() == before
+    train(home, data, settings, tmp_path / "work")
+    assert (home / "autoencoder" / FILE).read_bytes() != before

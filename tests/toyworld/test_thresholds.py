@@ -14,6 +14,7 @@ from cad.prior.prune import decide
 from cad.seeding import generator
 from cad.toyworld.thresholds import (
     Thresholds,
+    at_ends,
     choose,
     count,
     interval,
@@ -114,6 +115,29 @@ def test_no_pair_that_keeps_enough_is_a_users_fault(rows: list[tuple[str, int, f
         choose(poses(rows), [2, 4], [0.7], min_recall=1.0)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        (Thresholds(4, 0.7), []),
+        (Thresholds(9, None), ["max_bad_pixels 9 is the largest of its candidates"]),
+        (
+            Thresholds(2, 0.9),
+            [
+                "max_bad_pixels 2 is the smallest of its candidates",
+                "min_clip_similarity 0.9 is the largest of its candidates",
+            ],
+        ),
+        (Thresholds(None, 0.5), ["min_clip_similarity 0.5 is the smallest of its candidates"]),
+    ],
+)
+def test_a_value_at_an_end_of_its_candidates_is_told(chosen: Thresholds, said: list[str]) -> None:
+    assert at_ends(chosen, [9, 2, 4], [0.5, 0.7, 0.9]) == said
+
+
+def test_an_only_candidate_is_told() -> None:
+    assert at_ends(Thresholds(4, None), [4], [None]) == ["max_bad_pixels 4 is the only one of its candidates"]
+
+
 def test_bootstrap_samples_are_seeded_and_of_full_size() -> None:
     samples = resample(5, 400, generator("bootstrap", 0))
     assert samples.shape == (400, 5)
@@ -140,7 +164,7 @@ def test_intervals_are_over_instances_not_poses() -> None:
     names = [f"i{k}" for k in range(10) for _ in range(100)]
     good = np.repeat([True, False], 500)
     samples = resample(10, 1000, generator("bootstrap", 3))
-    found = measure("all", Thresholds(None, None), names, np.ones(1000, bool), good, samples, at_random=False)
+    found = measure("all", Thresholds(None, None), names, np.ones(1000, bool), good, samples, rates)
     assert found.precision.value == 0.5
     assert found.precision.high - found.precision.low > 0.5  # 0.06 if the 1000 poses were independent
 
@@ -156,11 +180,11 @@ def test_gains_over_random_are_paired() -> None:
     kept = np.tile([True, True, False, False], 8)
     good = np.concatenate([np.tile([True, True, True, False], 4), np.tile([True, False, False, False], 4)])
     samples = resample(8, 200, generator("bootstrap", 4))
-    found = measure("both", Thresholds(1, 0.5), names, kept, good, samples, at_random=False)
+    found = measure("both", Thresholds(1, 0.5), names, kept, good, samples, rates)
     assert (found.poses, found.kept, found.good) == (32, 16, 16)
     assert found.precision_gain == pytest.approx((0.25, 0.25, 0.25))
     assert found.precision.low < 0.74 < 0.76 < found.precision.high  # though precision itself is uncertain
     assert found.recall_gain.value == pytest.approx(12 / 16 - 1 / 2)
-    control = measure("random", Thresholds(None, None), names, kept, good, samples, at_random=True)
+    control = measure("random", Thresholds(None, None), names, kept, good, samples, random_rates)
     assert (control.precision.value, control.recall.value) == (0.5, 0.5)
     assert control.precision_gain == control.recall_gain == (0, 0, 0)

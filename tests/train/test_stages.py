@@ -10,7 +10,10 @@ from PIL import Image
 from cad.artifacts import Checkpoint, digest
 from cad.camera import near_far, pixel_centers
 from cad.errors import UserError
+from cad.models.generator import Generator
 from cad.models.layers import initialise
+from cad.render.build import library
+from cad.render.choice import use_renderer
 from cad.render.image import crop
 from cad.render.reference import Sampling
 from cad.seeding import generator
@@ -82,30 +85,54 @@ def same_run(a, b, kind, groups):
     assert digest(a) == digest(b)  # whatever DVC would hash, preview.png and state.json included
 
 
-@pytest.mark.parametrize("at", [4, 5])
-def test_stage_1_resumes_to_the_same_bits(run1, monkeypatch, tmp_path, at):
+NEEDS_COMPILER = pytest.mark.skipif(library() is None, reason="needs a C++ compiler")
+
+
+@pytest.fixture(params=[pytest.param("fused", marks=NEEDS_COMPILER), "reference"])
+def rendering(request):
+    """Each renderer in turn."""
+    with use_renderer(request.param):
+        yield request.param
+
+
+@pytest.mark.parametrize(("at", "bf16"), [(4, False), (5, True)])
+def test_stage_1_resumes_to_the_same_bits(run1, monkeypatch, tmp_path, at, bf16, rendering):
     monkeypatch.setattr(loop, "LOG_STEPS", 2)  # windows that a checkpoint cuts in two
-    whole = run1("whole")
+    whole = run1("whole", bf16=bf16)
     repair = interrupted(monkeypatch, Stage1, at)
     with pytest.raises(KeyboardInterrupt):
-        run1("parts")
+        run1("parts", bf16=bf16)
     repair()
     parts = tmp_path / "parts"
-    assert Checkpoint.open(parts, "stage1").state["step"] == 3
+    state = Checkpoint.open(parts, "stage1").state
+    assert (state["step"], state["renderer"], state["device"]) == (3, rendering, "cpu")
     (parts / "model.safetensors.next").write_bytes(b"half a checkpoint")  # a kill in the midst of the next one
-    run1("parts")
+    run1("parts", bf16=bf16)
     same_run(whole, parts, "stage1", GROUPS1)
 
 
-def test_stage_2_resumes_to_the_same_bits(run2, monkeypatch, tmp_path):
+@pytest.mark.parametrize("bf16", [False, True])
+def test_stage_2_resumes_to_the_same_bits(run2, monkeypatch, tmp_path, bf16, rendering):
     monkeypatch.setattr(loop, "LOG_STEPS", 2)
-    whole = run2("whole")
+    whole = run2("whole", bf16=bf16)
     repair = interrupted(monkeypatch, Stage2, 4)
     with pytest.raises(KeyboardInterrupt):
-        run2("parts")
+        run2("parts", bf16=bf16)
     repair()
-    run2("parts")
+    run2("parts", bf16=bf16)
     same_run(whole, tmp_path / "parts", "stage2", GROUPS2)
+
+
+@NEEDS_COMPILER
+def test_a_training_that_the_other_renderer_began_is_refused(run1, monkeypatch, tmp_path):
+    repair = interrupted(monkeypatch, Stage1, 4)
+    with use_renderer("fused"), pytest.raises(KeyboardInterrupt):
+        run1("parts")
+    repair()
+    before = digest(tmp_path / "parts")
+    with pytest.raises(UserError, match=r"parts: was begun with renderer fused, but renderer is reference now"):
+        run1("parts")
+    assert digest(tmp_path / "parts") == before
 
 
 def test_a_finished_training_is_left_as_it_is(run1, monkeypatch):
@@ -198,6 +225,13 @@ def test_a_diverged_training_names_loss_and_step(run1, monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"stage1: the loss `generator` is nan at step 0; .*lower stage1\.lr_"):
         run1("bad")
     assert not (tmp_path / "bad/state.json").exists()
+
+
+def test_a_generator_that_is_no_longer_finite_is_divergence_too(run1, monkeypatch, rendering):
+    planes = Generator.planes
+    monkeypatch.setattr(Generator, "planes", lambda self, w: planes(self, w) * float("nan"))
+    with pytest.raises(UserError, match=r"stage1: the loss `discriminator` is nan at step 0; training diverged"):
+        run1("bad")
 
 
 def test_a_batch_that_does_not_divide_into_groups_is_refused(run1):
@@ -346,7 +380,7 @@ def test_stage_1_loads_too_and_damage_is_named(run1):
     with pytest.raises(UserError, match=r"state\.json: a checkpoint of 'stage1'.*stage2 run"):
         load_generator(out, "stage2", CPU)
     state = json.loads((out / "state.json").read_text())
-    assert not {"time", "host", "device", "clock"} & set(state)
+    assert not {"time", "host", "clock"} & set(state)
     del state["settings"]["generator"]["z_dim"]
     (out / "state.json").write_text(json.dumps(state))
     with pytest.raises(UserError, match=r"state\.json: its settings are another version's \(z_dim: field required\)"):

@@ -20,6 +20,7 @@ template <class T> CAD_HD T rounded(T x);
 template <class T> CAD_HD T reciprocal(T x);
 
 template <class M, class T> CAD_HD T select(M condition, T yes, T no) { return condition ? yes : no; }
+// NaN in b is kept, NaN in a is not.
 template <class T> CAD_HD T larger(T a, T b) { return select(a > b, a, b); }
 template <class T> CAD_HD T smaller(T a, T b) { return select(a < b, a, b); }
 
@@ -35,12 +36,12 @@ template <class T, int N> CAD_HD T polynomial(T x, const float (&coefficient)[N]
   return N % 2 ? last * square + coefficient[0] + previous * x : last * x + previous;
 }
 
-// e^x, relative error below 3e-7 for x in [-87, 88]; x beyond is clamped to it.
+// e^x, relative error below 3e-7 for x in [-87, 88]; x beyond is clamped to it, NaN stays NaN.
 template <class T> CAD_HD T exponential(T x) {
   const float shift = 12582912.f;  // 1.5 * 2^23: what is added to it is rounded to an integer
   const float terms[] = {1.f, 1.f, 0.49999991059303284f, 0.16666419804096222f, 0.041668232530355453f,
                          0.008374898694455624f, 0.0013836742145940661f};
-  x = smaller(larger(x, every<T>(-87.f)), every<T>(88.f));
+  x = smaller(every<T>(88.f), larger(every<T>(-87.f), x));
   T shifted = x * 1.44269504f + shift;
   T turns = shifted - shift;
   T rest = (x - turns * 0.693359375f) + turns * 2.12194440e-4f;  // ln 2 in two parts, the first of them exact

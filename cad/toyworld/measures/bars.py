@@ -10,6 +10,6 @@ VIEW_PERCEPTION = below_baseline()  # LPIPS, against copying the reference
 VIEW_SILHOUETTE = at_least(0.8)  # median IoU
 VIEW_COLORS = at_most(15)  # median CIEDE2000
 SIDES = at_least(0.9)  # share of samples on the right side
-FAILURES = between(0.1, 0.6)  # share of samples: pruning needs bad ones to find and good ones to keep
+FAILURES = between(0.1, 0.6)  # share of poses: pruning needs bad ones to find and good ones to keep
 REFINED_SILHOUETTE = at_least(0.85)  # median IoU
 DIVERSITY = at_least(3)  # LPIPS of draws over that of raw samples

@@ -10,7 +10,7 @@ import torch
 from cad.camera import Poses, angle_between, relative_pose
 from cad.config import CameraSettings
 from cad.errors import UserError
-from cad.prior.ddim import NoiseStreams
+from cad.prior.ddim import NoiseStreams, in_precision
 from cad.prior.pictures import to_picture
 from cad.prior.zero123 import Zero123
 from cad.seeding import generator
@@ -53,6 +53,17 @@ def questions(chosen: CheckSettings, data: Dataset) -> list[Question]:
     if not found:
         raise UserError(f"check.min_angle_deg: no view lies farther than {chosen.min_angle_deg} deg; lower it")
     return found
+
+
+def sphere_questions(chosen: CheckSettings, data: Dataset) -> list[Question]:
+    """The first `check.views` target views of each checked instance: uniform on the sphere, near or far (`view_poses`).
+
+    Raises UserError where an instance has fewer.
+    """
+    first = data.references
+    if chosen.views > data.views - first:
+        raise UserError(f"check.views: {chosen.views} is more than data.targets = {data.views - first}; lower it")
+    return [Question(subject, first + k) for subject in checked(chosen, data) for k in range(chosen.views)]
 
 
 def spread(asked: Sequence[Question], count: int) -> list[Question]:
@@ -106,12 +117,12 @@ def _synthesise(
     def step_noise(step: int) -> torch.Tensor:
         return streams.draw(model.latent_shape)
 
-    return to_picture(
-        model.sample(
+    with in_precision(CPU, chosen.bf16):
+        sampled = model.sample(
             embedding, latent, pose.float(), noise, step_noise if chosen.eta > 0 else None,
             chosen.steps, chosen.guidance, chosen.eta,
-        )
-    )  # fmt: skip
+        )  # fmt: skip
+    return to_picture(sampled)
 
 
 def noise_streams(seed: int, purpose: str, data: Dataset, asked: Sequence[Question], draw: int) -> NoiseStreams:

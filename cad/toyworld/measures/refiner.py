@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cad.prior.ddim import in_precision
 from cad.prior.latent_diffusion import LatentDiffusion
 from cad.prior.pictures import foreground, to_network, to_picture
 from cad.prior.refine import view_prompt
@@ -53,7 +54,8 @@ def measure_refiner(name: str, settings: ToyworldSettings, data: Dataset, weight
     raw_lpips, draw_lpips = (pairwise(distance, images, chosen.batch) for images in (raw, draws))
     shape = f"median silhouette IoU with its input at strength {chosen.strength:g}"
     apart = f"LPIPS between {chosen.draws} draws"
-    ratio = draw_lpips / raw_lpips if raw_lpips > 0 else math.inf
+    ratio = draw_lpips / raw_lpips if raw_lpips > 0 else math.nan  # of no diversity nothing is a multiple
+    numbers = f"{draw_lpips:.4f} over {raw_lpips:.4f}"
     raw_name = f"{chosen.raw_samples} raw samples"
     return [
         Measure(
@@ -62,7 +64,7 @@ def measure_refiner(name: str, settings: ToyworldSettings, data: Dataset, weight
         ),
         Measure(name, f"{shape}, true views", float(np.median(kept)), None, "", len(kept), bars.REFINED_SILHOUETTE),
         Measure(name, f"{apart} of one sample", draw_lpips, raw_lpips, raw_name, len(posed), None),
-        Measure(name, f"{apart} over that of raw samples", ratio, None, "", len(posed), bars.DIVERSITY),
+        Measure(name, f"{apart} over that of {raw_name}, {numbers}", ratio, None, "", len(posed), bars.DIVERSITY),
     ]  # fmt: skip
 
 
@@ -84,10 +86,12 @@ def refine(
     null, refined = model.embed([""]), []
     for batch in batches(range(len(asked)), chosen.batch):
         noise = noise_streams(settings.seed, "check-refiner", data, [asked[k] for k in batch], draw)
-        output = model.sdedit(
-            to_network(images[list(batch)], CPU), model.embed([prompts[k] for k in batch]), null,
-            noise.draw(model.latent_shape), None, chosen.strength, chosen.refine_guidance, chosen.refine_steps,
-        )  # fmt: skip
+        context = model.embed([prompts[k] for k in batch])
+        with in_precision(CPU, chosen.bf16):
+            output = model.sdedit(
+                to_network(images[list(batch)], CPU), context, null, noise.draw(model.latent_shape), None,
+                chosen.strength, chosen.refine_guidance, chosen.refine_steps,
+            )  # fmt: skip
         refined.append(to_picture(output))
     return np.concatenate(refined)
 

@@ -16,6 +16,7 @@ from cad.toyworld.measures.questions import (
     noise_streams,
     pictures,
     questions,
+    sphere_questions,
     spread,
     synthesise,
     truths,
@@ -39,6 +40,15 @@ def test_questions_are_the_first_far_views(held_out: Dataset, settings: Toyworld
 def test_no_far_view_is_a_users_fault(held_out: Dataset, settings: ToyworldSettings) -> None:
     with pytest.raises(UserError, match=r"check\.min_angle_deg: no view lies farther than 179\.9 deg"):
         questions(settings.check.model_copy(update={"min_angle_deg": 179.9}), held_out)
+
+
+def test_poses_on_the_sphere_are_the_first_targets_near_or_far(held_out: Dataset, settings: ToyworldSettings) -> None:
+    """At 16 px an instance has two references and then two targets, which `view_poses` draws from the sphere."""
+    wanted = settings.check.model_copy(update={"views": 2, "min_angle_deg": 179.0})
+    subjects = checked(wanted, held_out)
+    assert sphere_questions(wanted, held_out) == [Question(s, view) for s in subjects for view in (2, 3)]
+    with pytest.raises(UserError, match=r"check\.views: 3 is more than data\.targets = 2; lower it"):
+        sphere_questions(wanted.model_copy(update={"views": 3}), held_out)
 
 
 def test_questions_are_spread_over_the_families() -> None:

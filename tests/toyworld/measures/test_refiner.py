@@ -1,5 +1,6 @@
 """The refiner's measures with samples and draws of known difference, and what it is asked with."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,22 @@ def test_shape_and_diversity_by_hand(
     assert draws.value == pytest.approx(apart / 127.5 * 48 / 256)
     assert over.value == pytest.approx(ratio * 0.75)
     assert over.met is met
+    assert over.measure.endswith(f"of 2 raw samples, {draws.value:.4f} over {draws.baseline:.4f}")
+
+
+def test_samples_without_diversity_meet_no_bar(
+    weights: Path, held_out: Dataset, settings: ToyworldSettings, distance: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measures, "synthesise", lambda _, __, ___, asked, ____: squares(len(asked), 100))
+    monkeypatch.setattr(measures, "refine", lambda *a: np.clip(a[4].astype(int) + 40 * a[5], 0, 255).astype(np.uint8))
+    monkeypatch.setattr(measures, "load_lpips", lambda *_: distance)
+    for kind in ("Zero123", "LatentDiffusion"):
+        monkeypatch.setattr(getattr(measures, kind), "load", lambda *_: None)
+    *_, draws, over = measures.measure_refiner("refiner", settings, held_out, weights)
+    assert draws.baseline == 0 < draws.value
+    assert math.isnan(over.value)
+    assert over.met is False
+    assert over.measure.endswith(f"{draws.value:.4f} over 0.0000")
 
 
 class Recorder:

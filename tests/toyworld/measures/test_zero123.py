@@ -12,9 +12,10 @@ from torch import nn
 from cad.errors import UserError
 from cad.toyworld.dataset import Dataset
 from cad.toyworld.measures import zero123 as measures
-from cad.toyworld.measures.questions import questions
+from cad.toyworld.measures.questions import Question, questions, sphere_questions
 from cad.toyworld.measures.table import Measure
 from cad.toyworld.settings import ToyworldSettings
+from cad.toyworld.world import families
 
 
 class Copier:
@@ -36,14 +37,25 @@ class Copier:
 Sampled = dict[str, list[Measure]]
 
 
+def asked_for(data: Dataset, settings: ToyworldSettings) -> list[Question]:
+    """All views that are sampled, in the order in which they are."""
+    return sorted({*questions(settings.check, data), *sphere_questions(settings.check, data)})
+
+
 @pytest.fixture(scope="module")
 def sampled(held_out: Dataset, settings: ToyworldSettings, distance: nn.Module) -> Sampled:
-    """All measures of three synthesisers."""
-    subjects, views = torch.tensor(questions(settings.check, held_out)).T
+    """All measures of synthesisers that answer with the truth, a picture that knows nothing, or each where asked."""
+    every = asked_for(held_out, settings)
+    subjects, views = torch.tensor(every).T
+    truth, reference = held_out.pick(subjects, views), held_out.pick(subjects, torch.zeros_like(views))
+    nothing = torch.ones_like(truth)
+    uniform = torch.tensor([q in sphere_questions(settings.check, held_out) for q in every])[:, None, None, None]
     answers = {
-        "truth": held_out.pick(subjects, views),
-        "reference": held_out.pick(subjects, torch.zeros_like(views)),
-        "nothing": torch.ones(len(views), 3, 16, 16),
+        "truth": truth,
+        "reference": reference,
+        "haze": reference.clamp(max=239 / 127.5 - 1),  # white becomes just dark enough to be foreground
+        "nothing": nothing,
+        "truth on the sphere": torch.where(uniform, truth, nothing),
     }
     found = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -81,6 +93,27 @@ def test_copying_the_reference_scores_its_baseline_and_meets_no_relative_bar(sam
     assert to_reference.value > sampled["truth"][4].value
 
 
+def test_the_reference_under_a_faint_haze_gains_nothing(sampled: Sampled, settings: ToyworldSettings) -> None:
+    """All of it is foreground, so that a mask of its own would dilute its errors by background: +6 dB at 64 px."""
+    assert settings.check.white_threshold == 240
+    ratio, _, overlap, *_ = sampled["haze"]
+    assert ratio.baseline is not None
+    assert ratio.value - ratio.baseline < 0.2
+    assert not ratio.met
+    assert overlap.value < 0.5
+
+
+def test_failures_are_of_poses_uniform_on_the_sphere(
+    sampled: Sampled, held_out: Dataset, settings: ToyworldSettings
+) -> None:
+    """What is sampled elsewhere does not count: a far view may be a second reference, and a near target is not far."""
+    far, uniform = set(questions(settings.check, held_out)), set(sphere_questions(settings.check, held_out))
+    assert far - uniform
+    assert uniform - far
+    assert sampled["truth on the sphere"][-1].value == sampled["truth"][-1].value
+    assert sampled["truth on the sphere"][2].value < sampled["truth"][2].value  # the far views do see the difference
+
+
 def test_showing_nothing_fails(sampled: Sampled) -> None:
     _, _, overlap, colors, to_reference, _, _, failures = sampled["nothing"]
     assert overlap.value == 0
@@ -94,7 +127,7 @@ def test_every_line_says_of_how_many(sampled: Sampled, held_out: Dataset, settin
     asked = questions(settings.check, held_out)
     n = [m.examples for m in sampled["truth"]]
     assert n[:3] == [len(asked)] * 3
-    assert n[-1] == len(asked)
+    assert n[-1] == len(sphere_questions(settings.check, held_out)) == settings.check.instances * len(families())
     assert n[3] == n[4] > 0
     azimuth, polar = (
         torch.stack([angles[q.subject, q.view] for q in asked]) for angles in (held_out.azimuth, held_out.polar)

@@ -38,7 +38,7 @@ def test_scores_are_cosines_and_truth_and_controls_are_scored_beside_ours(clone:
         rows = scorer["rows"]
         assert {"3d", "2d", "truth", "copied", "other", "untrained"} <= set(rows)
         scores = [row[kind] for row in rows.values() for kind in ("image", "text")]
-        assert all(abs(score) <= 100 for score in scores)
+        assert all(abs(score) <= 100 + 1e-3 for score in scores)  # the copied input is 100 up to rounding
         assert rows["copied"]["image"] == pytest.approx(100, abs=1e-3), "the reference against itself"
         assert len(set(scores)) > len(scores) / 2
     assert not list((clone / ".work").glob("*/")), "work in progress was moved, not left"

@@ -14,8 +14,8 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 
+import kills
 import pytest
 import yaml
 
@@ -36,16 +36,16 @@ def command(stage: str) -> tuple[str, ...]:
     return tuple(shlex.split(text.replace("${key}", ENTRY)))
 
 
-def test_the_plan_is_half_writes_meets_every_stage_and_is_the_seed_s(killing: ModuleType) -> None:
-    aims = killing.plan(20, random.Random(0))
-    moments = [aim for aim in aims if aim.how == killing.MOMENT]
+def test_the_plan_is_half_writes_meets_every_stage_and_is_the_seed_s() -> None:
+    aims = kills.plan(20, random.Random(0))
+    moments = [aim for aim in aims if aim.how == kills.MOMENT]
     assert (len(aims), len(moments)) == (20, 10)
-    assert {aim.stage for aim in moments} == set(killing.STAGES) == set(STAGES)
-    assert Counter(aim.stage for aim in aims if aim.how != killing.MOMENT) == {
+    assert {aim.stage for aim in moments} == set(kills.STAGES) == set(STAGES)
+    assert Counter(aim.stage for aim in aims if aim.how != kills.MOMENT) == {
         "stage1": 3, "prior": 3, "stage2": 2, "refine": 2
     }  # fmt: skip
-    assert {aim.how for aim in aims} == {killing.INSIDE, killing.RENAME, killing.MOMENT}
-    assert aims == killing.plan(20, random.Random(0)) != killing.plan(20, random.Random(1))
+    assert {aim.how for aim in aims} == {kills.INSIDE, kills.RENAME, kills.MOMENT}
+    assert aims == kills.plan(20, random.Random(0)) != kills.plan(20, random.Random(1))
 
 
 SIZE = 100_000
@@ -72,37 +72,37 @@ def program(folder: Path, rest: float) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("how", ["INSIDE", "RENAME"])
-def test_a_kill_inside_a_write_strikes_there(killing: ModuleType, tmp_path: Path, how: str) -> None:
-    aim = killing.Aim("stage1", getattr(killing, how), 0.0)
-    assert killing.kill(tmp_path, program(tmp_path, 0), aim, 1.0) is not None
-    (work,) = killing.works(tmp_path)
-    assert killing.partial_names(tmp_path) == ["model.safetensors.tmp"]
+def test_a_kill_inside_a_write_strikes_there(tmp_path: Path, how: str) -> None:
+    aim = kills.Aim("stage1", getattr(kills, how), 0.0)
+    assert kills.kill(tmp_path, program(tmp_path, 0), aim, 1.0) is not None
+    (work,) = kills.works(tmp_path)
+    assert kills.partial_names(tmp_path) == ["model.safetensors.tmp"]
     assert (work / "model.safetensors.tmp").stat().st_size == (SIZE // 2 if how == "INSIDE" else SIZE)
     subprocess.run([tmp_path / "bin/cad"], cwd=tmp_path, check=True)
     assert (tmp_path / "runs/robot/stage1/model.safetensors").read_bytes() == b"c" * SIZE
     assert not (tmp_path / ".work").exists()
 
 
-def test_a_kill_at_a_moment_strikes_and_one_that_comes_too_late_says_so(killing: ModuleType, tmp_path: Path) -> None:
+def test_a_kill_at_a_moment_strikes_and_one_that_comes_too_late_says_so(tmp_path: Path) -> None:
     run = program(tmp_path, 20)
-    assert killing.kill(tmp_path, run, killing.Aim("stage1", killing.MOMENT, 0.5), 0.2) is not None
+    assert kills.kill(tmp_path, run, kills.Aim("stage1", kills.MOMENT, 0.5), 0.2) is not None
     (tmp_path / "bin/cad").write_text((tmp_path / "bin/cad").read_text().replace("sleep(20)", "sleep(0)"))
-    assert killing.kill(tmp_path, run, killing.Aim("stage1", killing.MOMENT, 1.0), 60.0) is None
+    assert kills.kill(tmp_path, run, kills.Aim("stage1", kills.MOMENT, 1.0), 60.0) is None
     (tmp_path / "bin/cad").write_text(f"#!{sys.executable}\nraise SystemExit('bad')")
     with pytest.raises(RuntimeError, match="bad"):
-        killing.kill(tmp_path, run, killing.Aim("stage1", killing.MOMENT, 1.0), 60.0)
+        kills.kill(tmp_path, run, kills.Aim("stage1", kills.MOMENT, 1.0), 60.0)
 
 
 def test_several_kills_of_one_stage_share_its_time_and_its_entries(
-    killing: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed, finished = [], []
-    monkeypatch.setattr(killing, "kill_until_struck", lambda *args: killed.append(args) or "between writes")
-    monkeypatch.setattr(killing, "call", lambda folder, *command: finished.append(command[-1]))
+    monkeypatch.setattr(kills, "kill_until_struck", lambda *args: killed.append(args) or "between writes")
+    monkeypatch.setattr(kills, "call", lambda folder, *command: finished.append(command[-1]))
     names = ["prior@robot", "prior@car", "stage1@robot"]
-    aims = [killing.Aim("prior", killing.MOMENT, 0.6)] * 3 + [killing.Aim("stage1", killing.INSIDE, 0.6)]
+    aims = [kills.Aim("prior", kills.MOMENT, 0.6)] * 3 + [kills.Aim("stage1", kills.INSIDE, 0.6)]
     seconds = {"prior@robot": 10.0, "prior@car": 20.0, "stage1@robot": 30.0}
-    struck = list(killing.disturbed(tmp_path, names, aims, seconds))
+    struck = list(kills.disturbed(tmp_path, names, aims, seconds))
     assert finished == names
     assert [aim.stage for aim, _ in struck] == ["prior@robot"] * 2 + ["prior@car", "stage1@robot"]
     assert [(args[1][-1], args[2].share, args[3]) for args in killed] == [
@@ -112,34 +112,34 @@ def test_several_kills_of_one_stage_share_its_time_and_its_entries(
     ]
 
 
-def test_the_table_counts_and_names_what_differs(killing: ModuleType) -> None:
+def test_the_table_counts_and_names_what_differs() -> None:
     struck = [
-        (killing.Aim("prior@robot", killing.MOMENT, 0.5), "between writes"),
-        (killing.Aim("stage1@robot", killing.INSIDE, 0.25), "inside the write of model.safetensors.next.tmp"),
+        (kills.Aim("prior@robot", kills.MOMENT, 0.5), "between writes"),
+        (kills.Aim("stage1@robot", kills.INSIDE, 0.25), "inside the write of model.safetensors.next.tmp"),
     ]
-    table = killing.markdown("mini", struck, ["stage1@robot"])
+    table = kills.markdown("mini", struck, ["stage1@robot"])
     assert "2 SIGKILLs in one run of the profile `mini`, 1\nof them inside a write" in table
     assert "differs in stage1@robot" in table
     assert table.count("the same") == table.count("**differ**") == 1
-    assert "differ" not in killing.markdown("mini", struck, [])
+    assert "differ" not in kills.markdown("mini", struck, [])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_killed_stages_resume_to_the_same_bits(killing: ModuleType, clones: tuple[Path, Path]) -> None:
+def test_killed_stages_resume_to_the_same_bits(clones: tuple[Path, Path]) -> None:
     calm, folder = clones
     digests = {stage: digest(calm / "runs" / ENTRY / stage) for stage in STAGES}
-    seconds, struck = killing.seconds_taken(calm), []
-    for number, aim in enumerate(killing.plan(KILLS, random.Random(0)), start=1):
+    seconds, struck = kills.seconds_taken(calm), []
+    for number, aim in enumerate(kills.plan(KILLS, random.Random(0)), start=1):
         out = folder / "runs" / ENTRY / aim.stage
         shutil.rmtree(out)
         run = command(aim.stage)
-        where = killing.kill_until_struck(folder, run, aim, WORKING * seconds[f"{aim.stage}@{ENTRY}"])
+        where = kills.kill_until_struck(folder, run, aim, WORKING * seconds[f"{aim.stage}@{ENTRY}"])
         struck.append(where)
         print(f"{number:2d} {aim.stage:8s} aimed at {aim.how:15s} struck {where}")
         # Killed in its very last moments a stage may have moved its folder already: then it must be whole.
         assert not out.exists() or digest(out) == digests[aim.stage], f"kill {number}: {aim.stage} left half a folder"
-        killing.call(folder, *run, WANDB_MODE="disabled")
+        kills.call(folder, *run, WANDB_MODE="disabled")
         assert digest(out) == digests[aim.stage], f"kill {number}: {aim.stage} resumed to other bits ({where})"
-        assert not killing.works(folder), "work in progress was moved, not left"
+        assert not kills.works(folder), "work in progress was moved, not left"
     assert sum(where.startswith("inside") for where in struck) >= KILLS // 2

@@ -3,8 +3,8 @@
 import json
 import time
 from pathlib import Path
-from types import ModuleType
 
+import kills
 import pytest
 import yaml
 
@@ -57,26 +57,26 @@ def test_two_fresh_clones_give_the_same_lock_file_to_the_byte(clones: tuple[Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_second_repro_runs_nothing_though_bytecode_was_written(clone: Path, killing: ModuleType) -> None:
+def test_a_second_repro_runs_nothing_though_bytecode_was_written(clone: Path) -> None:
     folders = {path.parent.parent.relative_to(clone).as_posix() for path in clone.glob("cad/**/__pycache__/*.pyc")}
     assert {"cad", "cad/artifacts", "cad/config", "cad/prior", "cad/train", "cad/models", "cad/evaluate"} <= folders
     start = time.monotonic()
-    printed = killing.call(clone, "dvc", "repro", PYTHONDONTWRITEBYTECODE="")
+    printed = kills.call(clone, "dvc", "repro", PYTHONDONTWRITEBYTECODE="")
     assert "up to date" in printed
     assert "Running stage" not in printed
     assert time.monotonic() - start < 20, "5 s on an idle machine; this one may be busy"
-    assert "up to date" in killing.call(clone, "dvc", "status", PYTHONDONTWRITEBYTECODE="")
+    assert "up to date" in kills.call(clone, "dvc", "status", PYTHONDONTWRITEBYTECODE="")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_changed_setting_reruns_only_what_lies_below_it(clone: Path, killing: ModuleType) -> None:
+def test_a_changed_setting_reruns_only_what_lies_below_it(clone: Path) -> None:
     params = clone / "params.yaml"
     composed = params.read_text()
     settings = yaml.safe_load(composed)
     settings["evaluate"]["batch"] += 1
     params.write_text(yaml.safe_dump(settings))
-    printed = killing.call(clone, "dvc", "repro", "--dry")
+    printed = kills.call(clone, "dvc", "repro", "--dry")
     params.write_text(composed)
     assert "cad evaluate robot" in printed
     assert "cad train stage1" not in printed

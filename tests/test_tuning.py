@@ -1,12 +1,11 @@
 """Tuning compares settings on training instances only, and makes once what variants share (benchmarks/tuning.py)."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import tuning
 import yaml
 
 from cad.artifacts.workspace import work_folder
@@ -19,17 +18,7 @@ ROOT = Path(__file__).parents[1]
 SUITE: dict[str, Any] = yaml.safe_load((ROOT / "experiments/tuning/variants.yaml").read_text())
 
 
-@pytest.fixture(scope="module")
-def tuning() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tuning", ROOT / "benchmarks/tuning.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_every_variant_is_valid_and_changes_what_it_says(tuning: ModuleType, tmp_path: Path) -> None:
+def test_every_variant_is_valid_and_changes_what_it_says(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tuning.settings(SUITE)))
     params = load(tmp_path / "params.yaml")
     mini = load(ROOT / "params.yaml")
@@ -46,7 +35,7 @@ def test_nothing_is_tuned_on_held_out_instances() -> None:
     assert all(item["seed"] < HELD_OUT for item in SUITE["instances"])
 
 
-def test_variants_share_what_they_leave_alone(tuning: ModuleType) -> None:
+def test_variants_share_what_they_leave_alone() -> None:
     item, late, early = {"family": "car", "seed": 3}, {"stage2": {"kimg": 1.0}}, {"refine": {"draws": 2}}
     assert [tuning.entry(item, "late", stage, late) for stage in ("refine", "stage1", "stage2", "orbit")] == [
         "car3", "car3", "car3-late", "car3-late",
@@ -64,7 +53,7 @@ def test_variants_share_what_they_leave_alone(tuning: ModuleType) -> None:
         ({}, ["bse"], "variant bse: is not in"),
     ],
 )
-def test_a_faulty_suite_is_refused(tuning: ModuleType, change: dict[str, Any], chosen: list[str], said: str) -> None:
+def test_a_faulty_suite_is_refused(change: dict[str, Any], chosen: list[str], said: str) -> None:
     tuning.check_suite(SUITE, list(SUITE["variants"]))
     with pytest.raises(UserError, match=said):
         tuning.check_suite(SUITE | change, chosen)
@@ -80,7 +69,7 @@ METRICS = {
 
 
 @pytest.fixture
-def small(tuning: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], list[str]]:
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], list[str]]:
     """A suite of one instance and two variants in a folder of its own, whose stages only note that they ran."""
     suite = SUITE | {"instances": SUITE["instances"][:1], "variants": {"base": {}, "late": {"stage2": {"kimg": 1.0}}}}
     monkeypatch.chdir(tmp_path)
@@ -99,7 +88,7 @@ def small(tuning: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_stage_is_kept_while_what_made_it_is_the_same(
-    tuning: ModuleType, small: tuple[dict[str, Any], list[str]], monkeypatch: pytest.MonkeyPatch
+    small: tuple[dict[str, Any], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suite, ran = small
     (item,) = suite["instances"]
@@ -123,9 +112,7 @@ def test_a_stage_is_kept_while_what_made_it_is_the_same(
     assert len(made("base")) == len(tuning.STAGES)
 
 
-def test_the_table_holds_all_that_is_finished_and_nothing_else(
-    tuning: ModuleType, small: tuple[dict[str, Any], list[str]]
-) -> None:
+def test_the_table_holds_all_that_is_finished_and_nothing_else(small: tuple[dict[str, Any], list[str]]) -> None:
     suite, _ = small
     (item,) = suite["instances"]
     params = load(Path("params.yaml"))

@@ -1,40 +1,26 @@
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
+import mutations
 import pytest
 
 ROOT = Path(__file__).parents[2]
 
 
-def load() -> ModuleType:
-    """The script as a module: benchmarks/ is no package."""
-    spec = importlib.util.spec_from_file_location("mutations", ROOT / "benchmarks/mutations.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-MUTATIONS = load()
-
-
 def test_the_faults_are_different_and_those_of_the_renderer_are_planted_in_both() -> None:
-    assert len({fault.name for fault in MUTATIONS.FAULTS}) == len(MUTATIONS.FAULTS) == 13
-    assert len({(fault.file, fault.old) for fault in MUTATIONS.FAULTS}) == 13
-    plain = {fault.name for fault in MUTATIONS.FAULTS if fault.file == "cad/render/reference.py"}
-    fused = {fault.name for fault in MUTATIONS.FAULTS if fault.file.startswith("cad/render/csrc/")}
+    assert len({fault.name for fault in mutations.FAULTS}) == len(mutations.FAULTS) == 13
+    assert len({(fault.file, fault.old) for fault in mutations.FAULTS}) == 13
+    plain = {fault.name for fault in mutations.FAULTS if fault.file == "cad/render/reference.py"}
+    fused = {fault.name for fault in mutations.FAULTS if fault.file.startswith("cad/render/csrc/")}
     assert fused == {f"fused: {name}" for name in plain}
 
 
-@pytest.mark.parametrize("fault", MUTATIONS.FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", mutations.FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_still_fits_the_source(fault, tmp_path: Path) -> None:
     source = ROOT / fault.file
     copy = tmp_path / fault.file
     copy.parent.mkdir(parents=True)
     copy.write_text(source.read_text())
-    former = MUTATIONS.plant(fault, tmp_path)
+    former = mutations.plant(fault, tmp_path)
     assert former == source.read_text()
     assert copy.read_text() != former
     if fault.file.endswith(".py"):
@@ -46,22 +32,22 @@ def test_a_text_that_is_gone_or_there_twice_is_refused(tmp_path: Path) -> None:
     for text in ("nothing", "here here"):
         (tmp_path / "file.py").write_text(text)
         with pytest.raises(ValueError, match=r"file\.py: holds 'here' [02] times, not once"):
-            MUTATIONS.plant(MUTATIONS.Fault("any", "file.py", "here", "there", ()), tmp_path)
+            mutations.plant(mutations.Fault("any", "file.py", "here", "there", ()), tmp_path)
         assert (tmp_path / "file.py").read_text() == text
 
 
 def test_the_table_names_survivors() -> None:
-    names = [fault.name for fault in MUTATIONS.FAULTS]
+    names = [fault.name for fault in mutations.FAULTS]
     caught = dict.fromkeys(names, "tests/x.py::test_y") | {names[3]: None}
-    table = MUTATIONS.markdown(caught)
+    table = mutations.markdown(caught)
     assert "Caught: 12 of 13." in table
     assert table.count("**survives**") == 1
     assert table.count("`tests/x.py::test_y`") == 12
 
 
 def test_the_committed_table_is_of_these_faults_and_tests() -> None:
-    rows = [line.split(" | ") for line in MUTATIONS.TABLE.read_text().splitlines() if "`cad/" in line]
-    assert [(row[1], row[2].strip("`")) for row in rows] == [(fault.name, fault.file) for fault in MUTATIONS.FAULTS]
+    rows = [line.split(" | ") for line in mutations.TABLE.read_text().splitlines() if "`cad/" in line]
+    assert [(row[1], row[2].strip("`")) for row in rows] == [(fault.name, fault.file) for fault in mutations.FAULTS]
     for row in rows:
         file, _, name = row[3].strip(" |`").partition("::")
         assert f"def {name.partition('[')[0]}(" in (ROOT / file).read_text()

@@ -359,7 +359,8 @@ def test_the_demo_objects_are_neither_chosen_nor_measured_on(monkeypatch: pytest
 def test_the_main_jobs_profile_holds_the_committed_choice() -> None:
     """`cad toyworld pruning` is run anew whenever the models change, and mini takes what it chose."""
     text = (ROOT / "reports/pruning.csv").read_text()
-    (both,) = [row for row in csv.DictReader(text.splitlines()) if (row["split"], row["way"]) == ("held-out", "both checks")]
+    rows = csv.DictReader(text.splitlines())
+    (both,) = [row for row in rows if (row["split"], row["way"]) == ("held-out", "both checks")]
     held = pruning.read_profile(MINI).prune
     assert held.max_bad_pixels == int(both["max_bad_pixels"])
     assert math.isclose(held.min_clip_similarity, float(both["min_clip_similarity"]))

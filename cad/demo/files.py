@@ -210,7 +210,7 @@ def open_demos(root: Path, entries: list[str]) -> list[Demo]:
     found = root.iterdir() if root.is_dir() else ()
     packed = sorted(path.name for path in found if path.is_dir() and not path.name.endswith(PARTIAL))
     if not packed:
-        raise UserError(f"{root}: missing; run `dvc pull data.dvc`")
+        raise UserError(f"{root}: missing; run `dvc pull data.dvc`, or pack a finished run by `cad demo pack ENTRY`")
     if unknown := sorted(set(entries) - set(packed)):
         raise UserError(f"{root / unknown[0]}: missing; packed are {', '.join(packed)}; `cad demo pack` packs others")
     return [open_demo(root / entry) for entry in entries or packed]

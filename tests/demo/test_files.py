@@ -141,7 +141,7 @@ def test_a_folder_half_packed_is_no_packed_run(packed: Path) -> None:
     with pytest.raises(UserError, match=r"cup\.tmp: missing; packed are mug;"):
         open_demos(packed.parent, ["cup.tmp"])
     shutil.rmtree(packed)
-    with pytest.raises(UserError, match=r"demo: missing; run `dvc pull data.dvc`"):
+    with pytest.raises(UserError, match=r"demo: missing; run `dvc pull data.dvc`, or pack a finished run"):
         open_demos(packed.parent, [])
 
 

@@ -22,7 +22,8 @@ def test_prompts_are_padded_and_differ(refiner):
     torch.testing.assert_close(refiner.embed([""])[0], found[2], atol=1e-5, rtol=1e-5)
 
 
-def test_sdedit_is_the_published_pipeline(refiner, refiner_folder):
+@pytest.mark.parametrize("guidance", [4.0, 1.0])
+def test_sdedit_is_the_published_pipeline(refiner, refiner_folder, guidance):
     """diffusers' own image-to-image pipeline, given the same noise and a VAE that is sampled at its mode."""
     pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(refiner_folder, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
@@ -33,11 +34,11 @@ def test_sdedit_is_the_published_pipeline(refiner, refiner_folder):
     original, module.randn_tensor = module.randn_tensor, lambda *args, **kwargs: noise
     try:
         expected = pipeline(
-            "a robot", image=latents, strength=0.5, num_inference_steps=6, guidance_scale=4.0, output_type="pt"
+            "a robot", image=latents, strength=0.5, num_inference_steps=6, guidance_scale=guidance, output_type="pt"
         ).images
     finally:
         module.randn_tensor = original
-    found = refiner.sdedit(image, refiner.embed(["a robot"]), refiner.embed([""]), noise, None, 0.5, 4.0, 6)
+    found = refiner.sdedit(image, refiner.embed(["a robot"]), refiner.embed([""]), noise, None, 0.5, guidance, 6)
     torch.testing.assert_close((found + 1) / 2, expected, atol=2e-4, rtol=0)
 
 

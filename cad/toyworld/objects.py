@@ -34,7 +34,7 @@ def write_object(
     view = render_views(subject, Poses(azimuth=pose[0], polar=pose[1]), camera, resolution)
     folder = data / name
     write_image(folder / "image.png", view.images[0])
-    write_atomic(folder / "prompt.txt", f"{subject.captions.colored}\n".encode())
+    write_atomic(folder / "prompt.txt", f"{subject.captions.specific}\n".encode())
     tables = [
         ("inputs", "object"),
         ("priors", "input"),

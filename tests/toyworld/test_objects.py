@@ -25,7 +25,7 @@ def test_picture_prompt_and_entry(tmp_path: Path, camera: CameraSettings) -> Non
     angles = torch.tensor([[180.0], [70.0]], dtype=torch.float64).deg2rad()
     view = render_views(subject, Poses(angles[0], angles[1]), camera, 24)
     np.testing.assert_array_equal(read_image(tmp_path / "objects/toy/image.png")[..., :3], view.images[0])
-    assert (tmp_path / "objects/toy/prompt.txt").read_text() == f"{subject.captions.colored}\n"
+    assert (tmp_path / "objects/toy/prompt.txt").read_text() == f"{subject.captions.specific}\n"
     text = (tmp_path / "groups/toy.yaml").read_text()
     assert text.startswith("# @package _global_\n")
     entry = yaml.safe_load(text)

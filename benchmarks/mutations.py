@@ -138,9 +138,9 @@ def plant(fault: Fault, folder: Path) -> str:
 
 
 def copy(folder: Path) -> None:
-    """Code, tests and pytest's settings of the repository as they are now; data by a link, for it is only read."""
+    """Code, tests and what these import, pytest's settings, as they are now; data by a link, for it is only read."""
     ignored = shutil.ignore_patterns("__pycache__")
-    for name in ("cad", "tests"):
+    for name in ("cad", "tests", "benchmarks"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     for name in ("pyproject.toml", "params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, folder)

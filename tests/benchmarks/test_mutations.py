@@ -36,6 +36,12 @@ def test_a_text_that_is_gone_or_there_twice_is_refused(tmp_path: Path) -> None:
         assert (tmp_path / "file.py").read_text() == text
 
 
+def test_the_copy_has_all_that_the_tests_import(tmp_path: Path) -> None:
+    mutations.copy(tmp_path)
+    found = mutations.call(tmp_path, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", mutations.CAMERA)
+    assert found.returncode == 0, found.stderr
+
+
 def test_the_table_names_survivors() -> None:
     names = [fault.name for fault in mutations.FAULTS]
     caught = dict.fromkeys(names, "tests/x.py::test_y") | {names[3]: None}

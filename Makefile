@@ -28,7 +28,7 @@ data: $(INSTALLED)
 
 repro: $(INSTALLED) ## run the main job, from one image to Table 1, and show the report
 	dvc pull data.dvc
-	dvc repro
+	cad repro
 	cad report show
 
 demo: $(INSTALLED) ## show packed results in seconds, without training

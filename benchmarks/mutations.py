@@ -43,8 +43,8 @@ FAULTS = (
     Fault(
         "mean of the three planes instead of their sum",
         "cad/render/reference.py",
-        "features.reshape(batch, 3, -1, count).sum(1)",
-        "features.reshape(batch, 3, -1, count).mean(1)",
+        "features.reshape(batch, 3, planes.shape[2], count).sum(1)",
+        "features.reshape(batch, 3, planes.shape[2], count).mean(1)",
         (RENDER,),
     ),
     Fault(
@@ -119,10 +119,31 @@ FAULTS = (
     ),
     Fault(
         "fused: white background missing",
-        "cad/render/csrc/forward.cpp",
-        "k < kColors ? features[k] + passed : features[k]",
-        "features[k]",
+        "cad/render/csrc/tiles.h",
+        "k < kColors ? seen + passed[lane] : seen;",
+        "seen;",
         (FUSED,),
+    ),
+    Fault(
+        "CUDA: a barrier of the backward pass missing",
+        "cad/render/csrc/cuda/backward.cu",
+        "        __syncthreads();\n        add_products(\n            out_sum,",
+        "        add_products(\n            out_sum,",
+        (FUSED,),
+    ),
+    Fault(
+        "occupancy: the tangents' constant missing from the bound",
+        "cad/render/csrc/occupancy.cpp",
+        "return highest + nothing + constant + f.bias;",
+        "return highest + nothing + f.bias;",
+        ("tests/render/test_occupancy.py",),
+    ),
+    Fault(
+        "inference: samples behind the end of a ray counted",
+        "cad/render/csrc/inference.cpp",
+        "Lanes visible = spent(sum.thickness) ? Lanes{} : densities[done];",
+        "Lanes visible = densities[done];",
+        ("tests/render/test_inference.py",),
     ),
 )
 

@@ -31,7 +31,9 @@ def prepare_device(name: str, threads: int) -> torch.device:
     if name == "cuda" and not cuda:
         raise UserError("runtime.device: cuda is asked for, but torch finds no GPU; set it to cpu or auto")
     device = torch.device("cuda" if cuda and name != "cpu" else "cpu")
-    torch.use_deterministic_algorithms(device.type == "cpu")
+    # As `torch.use_deterministic_algorithms`, which imports the compiler besides, a second in each stage.
+    torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
+    torch.backends.cudnn.benchmark = device.type == "cuda"  # shapes stay: the fastest kernels are sought once
     # A debugging aid that costs time in every step; torch puts the attribute there at run time, which mypy cannot see.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return device

@@ -128,11 +128,7 @@ def open_tracker(
     config: the stage's settings; inputs: {name: digest} of what it reads. `mode: auto` is online if there is a key
     (WANDB_API_KEY or a netrc entry), else offline. UserError for `mode: online` without a key.
     """
-    mode = settings.mode
-    if mode == "auto":
-        mode = "online" if has_key() else "offline"
-    elif mode == "online" and not has_key():
-        raise UserError("tracking.mode: online needs a key; set WANDB_API_KEY, run `wandb login`, or choose auto")
+    mode = resolve_mode(settings)
     commit = git_commit()
     tracker = Tracker(None, commit)
     if mode != "disabled":
@@ -144,6 +140,21 @@ def open_tracker(
         failed = False
     finally:
         tracker._attempt(lambda wandb: tracker._run.finish(exit_code=int(failed)))
+
+
+def resolve_mode(settings: "TrackingSettings") -> str:
+    """What `tracking.mode` means here: online, offline or disabled. UserError for `online` without a key."""
+    if settings.mode == "auto":
+        return "online" if has_key() else "offline"
+    if settings.mode == "online" and not has_key():
+        raise UserError("tracking.mode: online needs a key; set WANDB_API_KEY, run `wandb login`, or choose auto")
+    return settings.mode
+
+
+def unsynced_runs() -> list[Path]:
+    """Folders of offline runs under `wandb/` that `wandb sync` has not uploaded: it leaves a file beside each log."""
+    logs = sorted(Path("wandb").glob("offline-run-*/*.wandb"))
+    return [log.parent for log in logs if not log.with_name(f"{log.name}.synced").exists()]
 
 
 def _start(mode: str, project: str, stage: str, entry: str, config: dict[str, Any]) -> Any:

@@ -1,12 +1,22 @@
-"""What slow tests share: two fresh clones in which the smoke profile has run, made once and side by side."""
+"""What tests share: GPU tests are skipped without a GPU; two clones in which the smoke profile has run, made once."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import kills
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked `gpu` where torch sees no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch sees none"))
 
 
 @pytest.fixture(scope="session")

@@ -114,6 +114,8 @@ def test_every_setting_says_what_it_is_and_where_from_and_has_no_default() -> No
         ("stage1.batch", 6, "stage1.batch: 6 does not divide into groups of discriminator.mbstd_group = 4"),
         ("stage2.batch", 6, "stage2.batch: 6 does not divide into groups of discriminator.mbstd_group = 4"),
         ("stage2s.robot", {"stage1": "robot", "patch_size": 48}, "stage2.patch_size: 48 px is no power of two"),
+        ("stage1.precision", "float16", "stage1: float16 overflows without generator.activation_clamp"),
+        ("stage2.plane_precision", "float16", "stage2: float16 overflows without generator.activation_clamp"),
         ("stage2.patch_size", 128, "stage2.patch_size: 128 px is no power of two up to generator."),
         ("priors.robot.input", "robbot", "priors.robot.input: there is no input 'robbot'; did you mean robot?"),
         ("priors.robot-few", {"input": "robot", "steps": 0}, "priors.robot-few.steps: input should be greater"),

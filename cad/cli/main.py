@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from cad.cli import demo, prior, report, single, status, toyworld, train
+from cad.cli import demo, doctor, prior, report, repro, single, status, toyworld, train
 from cad.errors import UserError
 
 app = typer.Typer(
@@ -19,7 +19,9 @@ app.add_typer(train.app, name="train")
 app.command("orbit")(single.render)
 app.command("evaluate")(single.score)
 app.add_typer(report.app, name="report")
+app.command("repro")(repro.repro)
 app.command("status")(status.status)
+app.command("doctor")(doctor.doctor)
 app.add_typer(demo.app, name="demo")
 app.add_typer(toyworld.app, name="toyworld")
 

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from cad.config.rules import check_groups, check_patch
+from cad.config.rules import check_clamps, check_groups, check_patch
 from cad.config.sections import (
     CameraSettings,
     Count,
@@ -189,15 +189,21 @@ class Params(Section):
                 f"have {side} px; make it equal to input.resolution"
             )
         with _named(f"stage1s.{entry}"):
-            check_groups("stage1", self.resolve("stage1", entry)[0].batch, discriminator.mbstd_group)
+            stage1 = self.resolve("stage1", entry)[0]
+            check_groups("stage1", stage1.batch, discriminator.mbstd_group)
+            clamps = (generator.activation_clamp, discriminator.activation_clamp)
+            check_clamps("stage1", (stage1.precision, stage1.plane_precision), clamps)
 
     def _check_branch(self, entry: str) -> None:
         """What stage 2 must agree on with the networks that stage 1 hands it."""
         stage2, upstream = self.resolve("stage2", entry)
         with _named(f"stage2s.{entry}"):
-            check_groups("stage2", stage2.batch, self.resolve("discriminator", upstream)[0].mbstd_group)
+            generator, discriminator = (self.resolve(section, upstream)[0] for section in NETWORKS)
+            check_groups("stage2", stage2.batch, discriminator.mbstd_group)
+            clamps = (generator.activation_clamp, discriminator.activation_clamp)
+            check_clamps("stage2", (stage2.precision, stage2.plane_precision), clamps)
             if stage2.branch_3d:
-                check_patch(stage2.patch_size, self.resolve("generator", upstream)[0].output_resolution)
+                check_patch(stage2.patch_size, generator.output_resolution)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """What sections must agree on: checked by `Params` for every entry, and by the trainings for what they are handed."""
 
+from collections.abc import Iterable
+
 from cad.errors import UserError
 
 
@@ -9,6 +11,15 @@ def check_groups(stage: str, batch: int, group: int) -> None:
         raise UserError(
             f"{stage}.batch: {batch} does not divide into groups of discriminator.mbstd_group = {group}; "
             "make it a multiple"
+        )
+
+
+def check_clamps(stage: str, precisions: Iterable[str], clamps: Iterable[float | None]) -> None:
+    """UserError if a network would compute in float16 without a bound on its activations."""
+    if "float16" in precisions and None in clamps:
+        raise UserError(
+            f"{stage}: float16 overflows without generator.activation_clamp and discriminator.activation_clamp; "
+            "set both to 256, or take bfloat16"
         )
 
 

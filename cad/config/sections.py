@@ -16,6 +16,7 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 Gray = Annotated[int, Field(ge=0, le=255)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Text = Annotated[str, Field(min_length=1)]
+Precision = Literal["float32", "bfloat16", "float16"]
 # The names in `cad.toyworld.families`, which draws with compiled code and is too heavy to import for a check.
 Family = Literal["robot", "car", "mug", "chair", "house", "duck", "boat", "lamp"]
 
@@ -37,7 +38,7 @@ class RuntimeSettings(Section):
         description="where networks run; auto takes CUDA if there is one; [ours], cpu gives equal bits"
     )
     renderer: Literal["auto", "fused", "reference"] = Field(
-        description="fused is compiled for the CPU, reference is plain PyTorch, auto is fused where it compiles; [ours]"
+        description="fused is compiled code, reference is plain PyTorch, auto is fused where it compiles; [ours]"
     )
 
 
@@ -172,6 +173,9 @@ class GeneratorSettings(Section):
     coarse_samples: int = Field(ge=2, description="stratified samples of a ray; 48 in EG3D")
     fine_samples: int = Field(ge=0, description="importance samples of a ray; 48 in EG3D")
     upsampler_channels: Count = Field(description="channels of the 2D upsampler; 128 in EG3D")
+    activation_clamp: Positive | None = Field(
+        description="largest activation of synthesis and upsamplers, null for none; 256 in EG3D's half precision"
+    )
 
     @model_validator(mode="after")
     def _powers_of_two(self) -> "GeneratorSettings":
@@ -190,6 +194,9 @@ class DiscriminatorSettings(Section):
     channel_max: Count = Field(description="most channels of a block; 512 in EG3D")
     mbstd_group: Count = Field(description="images of one minibatch-deviation group; 4 in EG3D")
     pose_noise: NotNegative = Field(description="noise on the pose label, in its standard deviations; 0 in the paper")
+    activation_clamp: Positive | None = Field(
+        description="largest activation of all discriminators, null for none; 256 in EG3D's half precision"
+    )
 
 
 class _Adversarial(Section):
@@ -199,7 +206,15 @@ class _Adversarial(Section):
     batch: Count = Field(description="images of one step; 32 in EG3D")
     lr_generator: Rate = Field(description="Adam's learning rate of G; 0.0025 in EG3D")
     lr_discriminator: Rate = Field(description="Adam's learning rate of D; 0.002 in EG3D")
-    bf16: bool = Field(description="discriminators and 2D upsampler compute in bfloat16; half precision in EG3D")
+    precision: Precision = Field(
+        description="of the convolutions of discriminators and 2D upsampler; float16 in EG3D; bfloat16 has its speed "
+        "and float32's range, so float16 is for GPUs without it, and needs activation_clamp of both networks"
+    )
+    plane_precision: Precision = Field(description="of the synthesis and the 3D upsampler; float32 in EG3D")
+    compile: bool = Field(
+        description="torch.compile of synthesis, upsamplers and discriminators, R1 excepted: minutes more at the "
+        "start, fewer passes over memory; [ours]"
+    )
     beta1: float = Field(ge=0, lt=1, description="Adam's first decay; 0 in EG3D")
     beta2: float = Field(ge=0, lt=1, description="Adam's second decay; 0.99 in EG3D")
     r1_gamma: NotNegative = Field(description="weight of R1, loss gamma / 2 |grad D|^2; 3 in App. C")

@@ -19,7 +19,7 @@ from cad.errors import UserError
 from cad.progress import progress
 from cad.render.choice import check_begun, rendered_by
 from cad.render.reference import Sampling
-from cad.train.load import LoadedGenerator, load_generator
+from cad.train.load import LoadedGenerator, Subject, load_generator
 
 BRANCHES = ("2d", "3d")
 RENDER = "render.json"  # the settings, the renderer and the kind of device
@@ -54,19 +54,20 @@ def render_orbit(
         check_begun(out, read_json(out / RENDER), context.device)
     write_json(out / RENDER, settings.model_dump() | rendered_by(context.device))
     writer = OrbitWriter(out, poses, camera.radius, camera.fov_deg, side, BRANCHES, seeds)
-    batches = [
-        (branch, seed, batch)
-        for branch in BRANCHES
-        for seed in seeds
-        for batch in missing_batches(writer.missing(branch, seed), settings)
-    ]
+    missing = {
+        (branch, seed): missing_batches(writer.missing(branch, seed), settings) for branch in BRANCHES for seed in seeds
+    }
     total = len(BRANCHES) * settings.seeds * settings.frames
-    with progress(total, "orbit", total - sum(len(batch) for _, _, batch in batches)) as bar:
-        for branch, seed, batch in batches:
-            views = render_views(generator, branch, seed, take(poses, batch), settings, camera)
-            for k, color, alpha, depth in zip(batch, *views, strict=True):
-                writer.write(branch, seed, k, color, alpha, depth)
-            bar.advance(len(batch))
+    with progress(total, "orbit", total - sum(len(batch) for x in missing.values() for batch in x)) as bar:
+        for (branch, seed), batches in missing.items():
+            if not batches:
+                continue
+            subject = generator.subject(branch, generator.w(seed, settings.truncation))  # its planes serve all frames
+            for batch in batches:
+                views = view_subject(generator, subject, take(poses, batch), settings, camera)
+                for k, color, alpha, depth in zip(batch, *views, strict=True):
+                    writer.write(branch, seed, k, color, alpha, depth)
+                bar.advance(len(batch))
     writer.finish()
     orbit = Orbit.open(out)
     for branch in BRANCHES:
@@ -100,12 +101,17 @@ def render_views(
     generator: LoadedGenerator, branch: str, seed: int, poses: Poses, settings: OrbitSettings, camera: CameraSettings
 ) -> Views:
     """Render one seed's views at these poses through one branch ("2d" or "3d")."""
+    subject = generator.subject(branch, generator.w(seed, settings.truncation))
+    return view_subject(generator, subject, poses, settings, camera)
+
+
+def view_subject(
+    generator: LoadedGenerator, subject: Subject, poses: Poses, settings: OrbitSettings, camera: CameraSettings
+) -> Views:
+    """Render an object's views at these poses."""
     near, far = near_far(camera.radius, camera.half_side)
     sampling = Sampling(near, far, camera.half_side, settings.coarse_samples, settings.fine_samples)
-    w = generator.w(seed, settings.truncation)
-    cameras = poses.cameras(camera.radius)
-    render = generator.render_2d if branch == "2d" else generator.render_3d
-    return to_views(*render(w, cameras, sampling), far)
+    return to_views(*generator.render(subject, poses.cameras(camera.radius), sampling), far)
 
 
 def to_views(image: Tensor, opacity: Tensor, depth: Tensor, far: float) -> Views:

@@ -2,13 +2,13 @@
 
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import conv2d, interpolate
 
-from cad.models.layers import Conv, Linear, activate, doublings, full_precision
+from cad.models.layers import GAIN, Conv, Linear, activate, clamped, doublings, full_precision
 from cad.models.resample import enlarge_to
 
 if TYPE_CHECKING:
@@ -30,18 +30,24 @@ class Discriminator(nn.Module):
         super().__init__()
         base, maximum = settings.channel_base, settings.channel_max
         self.resolution = output_resolution
-        self.trunk = Trunk(6, output_resolution, base, maximum, settings.mbstd_group, None)
+        self.trunk = Trunk(6, output_resolution, base, maximum, settings.mbstd_group, None, settings.activation_clamp)
         width = self.trunk.outputs
         sizes = [LABEL] + [width] * LABEL_LAYERS
-        self.pose = nn.ModuleList(Linear(i, o, bias=0.0, rate=1.0) for i, o in pairwise(sizes))
+        self.pose = nn.ModuleList(
+            Linear(i, o, bias=0.0, rate=1.0, gain=1.0 if last else GAIN)
+            for (i, o), last in zip(pairwise(sizes), [False] * (LABEL_LAYERS - 1) + [True], strict=True)
+        )
 
-    def forward(self, image: Tensor, raw: Tensor, label: Tensor) -> Tensor:
-        """image [B, 3, H, W], raw [B, 3, r, r] (resized up here if smaller), label [B, 25] to logits [B, 1]."""
-        features = self.trunk(torch.cat([image, enlarge_to(raw, self.resolution)], 1))
+    def forward(self, image: Tensor, raw: Tensor, label: Tensor, batches: int = 1) -> Tensor:
+        """image [B, 3, H, W], raw [B, 3, r, r] (resized up here if smaller), label [B, 25] to logits [B, 1].
+
+        batches: how many equal batches they are, one behind the other; statistics over a batch keep them apart.
+        """
+        features = self.trunk(torch.cat([image, enlarge_to(raw, self.resolution)], 1), batches)
         with full_precision(label.device):
             direction = self.pose[0](label)
             for layer in list(self.pose)[1:]:
-                direction = layer(activate(direction))
+                direction = layer(activate(direction, None))
             direction = direction * torch.rsqrt(direction.square().mean(-1, keepdim=True) + 1e-8)
             return (features * direction).sum(-1, keepdim=True) / math.sqrt(features.shape[-1])
 
@@ -49,61 +55,75 @@ class Discriminator(nn.Module):
 class PatchDiscriminator(nn.Module):
     """Judges patches [B, 3, p, p] alone, without pose; no minibatch statistics [ours]: patches lie at unlike places."""
 
-    def __init__(self, patch_size: int, channel_base: int, channel_max: int) -> None:
+    def __init__(self, patch_size: int, channel_base: int, channel_max: int, clamp: float | None) -> None:
         super().__init__()
-        self.trunk = Trunk(3, patch_size, channel_base, channel_max, 0, 1)
+        self.trunk = Trunk(3, patch_size, channel_base, channel_max, 0, 1, clamp)
 
     def forward(self, patch: Tensor) -> Tensor:
         """patch [B, 3, p, p] in [-1, 1] to logits [B, 1]."""
-        return self.trunk(patch)
+        return self.trunk(patch, 1)
 
 
 class Trunk(nn.Module):
     """StyleGAN2's residual discriminator from images to `outputs` numbers (None: as many as the last width).
 
-    A layer at resolution r has min(base / r, maximum) channels. `group` is the minibatch-std group, 0 for none.
+    A layer at resolution r has min(base / r, maximum) channels. `group` is the minibatch-std group, 0 for none;
+    `clamp` bounds the activations of all layers but the last ones, which never compute in half precision.
     """
 
-    def __init__(self, inputs: int, resolution: int, base: int, maximum: int, group: int, outputs: int | None) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        resolution: int,
+        base: int,
+        maximum: int,
+        group: int,
+        outputs: int | None,
+        clamp: float | None,
+    ) -> None:
         super().__init__()
         steps = doublings(END, resolution, "discriminator's resolution")
         widths = [max(1, min(base // (resolution >> k), maximum)) for k in range(steps + 1)]
-        self.entry = Conv(inputs, widths[0], 1, stride=1, bias=True)
-        self.blocks = nn.ModuleList(ResidualBlock(i, o) for i, o in pairwise(widths))
+        self.entry = Conv(inputs, widths[0], 1, stride=1, bias=True, gain=GAIN)
+        self.blocks = nn.ModuleList(ResidualBlock(i, o, clamp) for i, o in pairwise(widths))
         last = widths[-1]
-        self.group = group
-        self.mix = Conv(last + (group > 0), last, 3, stride=1, bias=True)
-        self.dense = Linear(last * END * END, last, bias=0.0, rate=1.0)
+        self.group, self.clamp = group, clamp
+        self.mix = Conv(last + (group > 0), last, 3, stride=1, bias=True, gain=GAIN)
+        self.dense = Linear(last * END * END, last, bias=0.0, rate=1.0, gain=GAIN)
         self.outputs = outputs or last
         self.out = Linear(last, self.outputs, bias=0.0, rate=1.0)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """images [B, inputs, H, W] to [B, outputs]."""
-        # Channels innermost: convolutions and their gradients take half the time on a CPU, and suit tensor cores.
-        x = activate(self.entry(images.contiguous(memory_format=torch.channels_last)))
+    def forward(self, images: Tensor, batches: int) -> Tensor:
+        """images [B, inputs, H, W], of so many batches one behind the other, to [B, outputs]."""
+        x = activate(self.entry(images), self.clamp)
         for block in self.blocks:
             x = block(x)
         # The last layers keep full precision under autocast: a logit in bfloat16 would have two decimals.
         with full_precision(x.device):
             x = x.to(self.mix.weight.dtype)
             if self.group:
-                x = minibatch_std(x, self.group)
-            return self.out(activate(self.dense(activate(self.mix(x)).flatten(1))))
+                x = torch.cat([minibatch_std(batch, self.group) for batch in x.chunk(batches)])
+            return self.out(activate(self.dense(activate(self.mix(x), None).flatten(1)), None))
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a 1x1 shortcut, halving the resolution; both ways at equal variance."""
+    """Two 3x3 convolutions and a 1x1 shortcut, halving the resolution; both ways at equal variance.
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    Their sum is to be divided by sqrt(2): both are, in their gain and clamp.
+    """
+
+    def __init__(self, inputs: int, outputs: int, clamp: float | None) -> None:
         super().__init__()
-        self.first = Conv(inputs, inputs, 3, stride=1, bias=True)
-        self.second = Conv(inputs, outputs, 3, stride=2, bias=True)
-        self.shortcut = Conv(inputs, outputs, 1, stride=1, bias=False)
+        half = math.sqrt(0.5)
+        self.clamp, self.half_clamp = clamp, None if clamp is None else clamp * half
+        self.first = Conv(inputs, inputs, 3, stride=1, bias=True, gain=GAIN)
+        self.second = Conv(inputs, outputs, 3, stride=2, bias=True, gain=GAIN * half)
+        self.shortcut = Conv(inputs, outputs, 1, stride=1, bias=False, gain=half)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, H, W] to [B, outputs, H / 2, W / 2]."""
-        detail = activate(self.second(smooth(activate(self.first(x)))))
-        return (detail + self.shortcut(halve(x))) * math.sqrt(0.5)
+        detail = activate(self.second(smooth(activate(self.first(x), self.clamp))), self.half_clamp)
+        return detail + clamped(self.shortcut(halve(x)), self.half_clamp)
 
 
 def halve(x: Tensor) -> Tensor:
@@ -113,12 +133,21 @@ def halve(x: Tensor) -> Tensor:
 
 def smooth(x: Tensor) -> Tensor:
     """Low-pass [B, C, H, W] by [1, 2, 1] / 4 along both axes before a stride of 2; zeros beyond the border."""
-    x = pad(x, (1, 1, 1, 1))
-    # Sums of shifted views: on a CPU a tenth of the time of pooling.
-    for _ in range(2):
-        x = x[..., 1:] + x[..., :-1]
-        x = x[..., 1:, :] + x[..., :-1, :]
-    return x / 16
+    return _Smooth.apply(x)
+
+
+class _Smooth(torch.autograd.Function):
+    """Smoothing is its own adjoint, which autograd does not know: it would go through the channels one by one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        row = torch.full((3,), 0.25, dtype=x.dtype, device=x.device)
+        row[1] = 0.5
+        return conv2d(x, (row[:, None] * row).expand(x.shape[1], 1, 3, 3), padding=1, groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Smooth.apply(gradient)
 
 
 def minibatch_std(x: Tensor, group: int) -> Tensor:

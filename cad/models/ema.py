@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 def ema_decay(images: int, batch: int, half_life_kimg: float, ramp_up: float) -> float:
@@ -17,7 +18,6 @@ def ema_decay(images: int, batch: int, half_life_kimg: float, ramp_up: float) ->
 @torch.no_grad()
 def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
     """average = decay * average + (1 - decay) * model for every parameter; buffers are copied."""
-    for old, new in zip(average.parameters(), model.parameters(), strict=True):
-        old.copy_(new.lerp(old, decay))
+    get_ema_multi_avg_fn(decay)(list(average.parameters()), list(model.parameters()), None)
     for kept, current in zip(average.buffers(), model.buffers(), strict=True):
         kept.copy_(current)

@@ -20,10 +20,11 @@ class Generator(nn.Module):
         super().__init__()
         s = settings
         self.mapping = Mapping(s.z_dim, s.w_dim, s.mapping_layers, s.mapping_lr_multiplier)
-        self.synthesis = Synthesis(s.w_dim, s.plane_resolution, s.plane_channels, s.channel_base, s.channel_max)
+        clamp = s.activation_clamp
+        self.synthesis = Synthesis(s.w_dim, s.plane_resolution, s.plane_channels, s.channel_base, s.channel_max, clamp)
         self.decoder = TriplaneDecoder(s.plane_channels, s.decoder_hidden, s.feature_channels)
         self.upsampler = Upsampler2d(
-            s.feature_channels, s.raw_resolution, s.output_resolution, s.upsampler_channels, s.w_dim
+            s.feature_channels, s.raw_resolution, s.output_resolution, s.upsampler_channels, s.w_dim, clamp
         )
 
     def planes(self, w: Tensor) -> Tensor:

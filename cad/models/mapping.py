@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from cad.models.layers import Linear, activate
+from cad.models.layers import GAIN, Linear, activate
 
 CENTRE_DRAWS = 4096  # latents whose mean w is the centre of truncation [ours]
 
@@ -16,7 +16,7 @@ class Mapping(nn.Module):
     def __init__(self, z_dim: int, w_dim: int, layers: int, rate: float) -> None:
         super().__init__()
         sizes = [z_dim] + [w_dim] * layers
-        self.layers = nn.ModuleList(Linear(i, o, bias=0.0, rate=rate) for i, o in pairwise(sizes))
+        self.layers = nn.ModuleList(Linear(i, o, bias=0.0, rate=rate, gain=GAIN) for i, o in pairwise(sizes))
         self.z_dim = z_dim
 
     def forward(self, z: Tensor, truncation: float) -> Tensor:
@@ -28,7 +28,7 @@ class Mapping(nn.Module):
         """w of z [B, z_dim], which is normalised to unit mean square first."""
         x = z * torch.rsqrt(z.square().mean(-1, keepdim=True) + 1e-8)
         for layer in self.layers:
-            x = activate(layer(x))
+            x = activate(layer(x), None)
         return x
 
     def centre(self) -> Tensor:

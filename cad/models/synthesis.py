@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from cad.models.layers import Layer, StyleBlock, doublings, redraw
+from cad.models.layers import Layer, StyleBlock, channels_innermost, doublings, innermost_gradient, redraw
 
 START = 4  # resolution of the learned constant
 
@@ -30,21 +30,23 @@ class Synthesis(nn.Module):
     A block at resolution r has min(base / r, maximum) channels.
     """
 
-    def __init__(self, w_dim: int, resolution: int, plane_channels: int, base: int, maximum: int) -> None:
+    def __init__(
+        self, w_dim: int, resolution: int, plane_channels: int, base: int, maximum: int, clamp: float | None
+    ) -> None:
         super().__init__()
         steps = doublings(START, resolution, "generator.plane_resolution")
         widths = [max(1, min(base // (START << k), maximum)) for k in range(steps + 1)]
         self.start = Start(widths[0])
         self.outputs = 3 * plane_channels
         self.blocks = nn.ModuleList(
-            StyleBlock(widths[max(k - 1, 0)], widths[k], self.outputs, w_dim, up=2 if k else 1, out_scale=1.0)
+            StyleBlock(widths[max(k - 1, 0)], widths[k], self.outputs, w_dim, 2 if k else 1, 1.0, clamp)
             for k in range(steps + 1)
         )
 
     def forward(self, w: Tensor) -> Tensor:
         """Triplanes [B, 3, C, N, N], in the order (x, y), (x, z), (y, z)."""
-        x = self.start(w.shape[0])
+        x = channels_innermost(self.start(w.shape[0]))
         planes = x.new_zeros(w.shape[0], self.outputs, START, START)
         for block in self.blocks:
             x, planes = block(x, planes, w)
-        return planes.unflatten(1, (3, -1))
+        return innermost_gradient(planes).unflatten(1, (3, -1))

@@ -15,6 +15,7 @@ from cad.toyworld.world import instance, render_views
 MIN_IOU = 0.8  # FACTS section 4 [ours]
 MAX_ANGLE_DEG = 20.0  # FACTS section 4 [ours]
 BANK = 200  # true views to compare with: about 14 deg apart, well under MAX_ANGLE_DEG
+AT_ONCE = 16  # poses whose samples are compared in one product [ours]
 
 
 def spiral_poses(count: int) -> Poses:
@@ -26,6 +27,12 @@ def spiral_poses(count: int) -> Poses:
     )
 
 
+def turns_to(targets: Poses, bank: Poses) -> np.ndarray:
+    """Angles in degrees from each of P target poses to what `nearest` names: itself, then the bank's, [P, 1 + K]."""
+    turns = angle_between(targets, bank).rad2deg().numpy()
+    return np.concatenate([np.zeros((len(turns), 1)), turns], 1)
+
+
 def intersection_over_union(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """IoU of masks, bool [..., H, W], broadcast against each other; two empty masks agree perfectly."""
     union = (a | b).sum((-2, -1))
@@ -33,16 +40,26 @@ def intersection_over_union(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def features(images: np.ndarray, silhouettes: np.ndarray) -> np.ndarray:
-    """What views are compared by: colours in [0, 1] beside the silhouette, flattened, float32 [B, 4 H W]."""
-    return np.concatenate([images.astype(np.float32) / 255, silhouettes[..., None].astype(np.float32)], -1).reshape(
-        len(images), -1
-    )
+    """What views [..., H, W, 3] are compared by: grey levels, and 255 in the silhouette, float64 [..., 4 H W].
+
+    Their squares and products are whole numbers, whose sums are exact in any order: equal views are equally far.
+    """
+    return np.concatenate([images, 255.0 * silhouettes[..., None]], -1).reshape(*images.shape[:-3], -1)
 
 
-def nearest(samples: np.ndarray, bank: np.ndarray) -> np.ndarray:
-    """Index of the bank entry at the smallest L2 distance from each sample: [B, F], [K, F] to [B]; ties: the first."""
-    a, b = samples.astype(np.float64), bank.astype(np.float64)
-    return ((a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1)).argmin(1)
+def distances(samples: np.ndarray, views: np.ndarray) -> np.ndarray:
+    """Squared L2 distances of samples [B, F] from views [K, F], each less the same: the sample's own square; [B, K]."""
+    return np.einsum("kf,kf->k", views, views) - 2 * samples @ views.T
+
+
+def nearest(samples: np.ndarray, targets: np.ndarray, bank: np.ndarray) -> np.ndarray:
+    """Which view is at the smallest L2 distance from each sample: 0 its target, k + 1 the bank's k-th; ties: the first.
+
+    samples: [P, N, F] of P poses; targets: [P, F]; bank: [K, F]. Returns [P, N].
+    """
+    own = np.stack([distances(some, target[None]) for some, target in zip(samples, targets, strict=True)])
+    others = distances(samples.reshape(-1, samples.shape[-1]), bank).reshape(*samples.shape[:2], -1)
+    return np.concatenate([own, others], -1).argmin(-1)
 
 
 def measure_truth(
@@ -59,18 +76,19 @@ def measure_truth(
     others = spiral_poses(BANK)
     bank = render_views(truth, others, camera, prior.resolution)
     bank_features = features(bank.images, bank.silhouettes)
-    turns = angle_between(prior.poses, others).rad2deg().numpy()  # [M, BANK]
+    turns = turns_to(prior.poses, others)
     rows = []
-    for i, pose in enumerate(prior.pose_ids):
-        samples = prior.read(i)
+    for some in np.split(np.arange(len(prior)), range(AT_ONCE, len(prior), AT_ONCE)):
+        samples = np.stack([prior.read(i) for i in some])  # [P, N, H, W, 3]
         shapes = foreground(samples, white_threshold)
-        overlap = intersection_over_union(shapes, true.silhouettes[i])
-        target = features(true.images[i : i + 1], true.silhouettes[i : i + 1])
-        found = nearest(features(samples, shapes), np.concatenate([target, bank_features]))
-        angles = np.concatenate([[0.0], turns[i]])[found]
-        for j, (iou, angle) in enumerate(zip(overlap, angles, strict=True)):
-            bad = bool(iou < MIN_IOU or angle > MAX_ANGLE_DEG)
-            rows.append({"pose": pose, "sample": j, "iou": float(iou), "angle_deg": float(angle), "bad": bad})
+        overlap = intersection_over_union(shapes, true.silhouettes[some][:, None])
+        targets = features(true.images[some], true.silhouettes[some])
+        found = nearest(features(samples, shapes), targets, bank_features)
+        for i, ious, angles in zip(some, overlap, np.take_along_axis(turns[some], found, 1), strict=True):
+            for j, (iou, angle) in enumerate(zip(ious, angles, strict=True)):
+                bad = bool(iou < MIN_IOU or angle > MAX_ANGLE_DEG)
+                pose = prior.pose_ids[i]
+                rows.append({"pose": pose, "sample": j, "iou": float(iou), "angle_deg": float(angle), "bad": bad})
     return pandas.DataFrame(rows)
 
 

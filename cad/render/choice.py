@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from cad.errors import UserError
+from cad.render import cuda
 from cad.render.build import library
 
 Renderer = Literal["fused", "reference"]
@@ -18,16 +19,24 @@ _choice: dict[str, Renderer] = {"renderer": "reference"}  # of this process, as 
 def resolve_renderer(setting: Literal["auto", "fused", "reference"], device: torch.device) -> Renderer:
     """The renderer that `runtime.renderer` means here; compiles the fused one if need be.
 
-    auto takes the fused renderer on a CPU where it can be had. Raises UserError where `fused` is asked for in vain.
+    auto takes the fused renderer where it can be had. Raises UserError where `fused` is asked for in vain.
     """
     if setting == "reference":
         return "reference"
-    if device.type == "cpu" and library() is not None:
+    if (device.type == "cpu" and library() is not None) or (device.type == "cuda" and cuda.available(device)):
         return "fused"
     if setting == "fused":
-        reason = "it could not be compiled (see above)" if device.type == "cpu" else f"it does not run on {device.type}"
-        raise UserError(f"runtime.renderer: fused is asked for, but {reason}; install g++, or set it to auto")
+        raise UserError(f"runtime.renderer: fused is asked for, but {_hindrance(device)}, or set it to auto")
     return "reference"
+
+
+def _hindrance(device: torch.device) -> str:
+    """Why the fused renderer cannot be had, and what to do about it."""
+    if device.type not in ("cpu", "cuda"):
+        return f"it does not run on {device.type}; use another device"
+    if device.type == "cuda" and not cuda.capable(device):
+        return "there is no GPU of compute capability 8.0 or newer; set runtime.device to cpu"
+    return f"it could not be compiled (see above); install {'g++' if device.type == 'cpu' else 'nvcc'}"
 
 
 @contextmanager

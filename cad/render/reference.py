@@ -60,7 +60,7 @@ def sample_planes(planes: Tensor, coordinates: Tensor) -> Tensor:
     batch, count = coordinates.shape[:2]
     grid = coordinates[..., PLANE_AXES].reshape(batch, count, 3, 2).transpose(1, 2).reshape(batch * 3, 1, count, 2)
     features = grid_sample(planes.flatten(0, 1), grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return features.reshape(batch, 3, -1, count).sum(1)
+    return features.reshape(batch, 3, planes.shape[2], count).sum(1)
 
 
 def field(planes: Tensor, decoder: Decoder, points: Tensor, half_side: float) -> tuple[Tensor, Tensor]:
@@ -90,13 +90,13 @@ def chord(origins: Tensor, directions: Tensor, sampling: Sampling) -> tuple[Tens
 def strata(like: Tensor, count: int, jitter: torch.Generator | None) -> Tensor:
     """One position in each of `count` equal parts of [0, 1] per ray, [B, count, R] for `like` [B, R].
 
-    Midpoints, or a uniform draw within each part where a generator is given; ascending, never beyond 1.
+    Midpoints, or a uniform draw within each part where a generator is given, on its device; ascending, never beyond 1.
     """
     parts = torch.arange(count, device=like.device, dtype=like.dtype)[None, :, None]
     if jitter is None:
         return ((parts + 0.5) / count).expand(like.shape[0], count, like.shape[1])
-    draws = torch.rand(like.shape[0], count, like.shape[1], generator=jitter)  # on the CPU: devices agree
-    return ((parts + draws.to(like)) / count).clamp(max=1)
+    draws = torch.rand(like.shape[0], count, like.shape[1], generator=jitter, device=jitter.device)
+    return draws.to(like).add_(parts).div_(count).clamp_(max=1)  # in place: fresh pages would take longer than the sums
 
 
 def importance(weights: Tensor, positions: Tensor) -> Tensor:
@@ -143,7 +143,6 @@ def render_rays(
     go back to the order of evaluation before they meet the radiance. The first 3 features are colours and lie on
     white, the others on 0; the light that passes counts with depth `far`. Without `jitter` it is deterministic.
     """
-    batch = len(origins)
     enter, leave = chord(origins, directions, sampling)
 
     def evaluate(positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,7 +150,7 @@ def render_rays(
         distances = torch.minimum(torch.lerp(enter[:, None], leave[:, None], positions), leave[:, None])
         points = origins[:, None] + distances[..., None] * directions[:, None]
         density, radiance = field(planes, decoder, points.flatten(1, 2), sampling.half_side)
-        return distances, density.reshape(distances.shape), radiance.reshape(batch, -1, *distances.shape[1:])
+        return distances, density.reshape(distances.shape), radiance.unflatten(2, distances.shape[1:])
 
     distances, density, radiance = evaluate(strata(enter, sampling.coarse, jitter))
     weights = compositing_weights(density, distances, leave)

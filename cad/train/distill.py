@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from cad.config import CameraSettings, DiscriminatorSettings, GeneratorSettings, Stage1Settings, Stage2Settings
-from cad.config.rules import check_groups
+from cad.config.rules import check_clamps, check_groups
 from cad.context import Context
 from cad.models.discriminator import Discriminator, noisy_label
 from cad.models.ema import ema_decay, update_ema
 from cad.models.generator import Generator
-from cad.models.layers import initialise
+from cad.models.layers import computing_in, initialise
 from cad.models.resample import downsample
 from cad.render.reference import raw_density
 from cad.seeding import generator as seeded
@@ -34,6 +34,14 @@ class Fakes(NamedTuple):
     views: Branch2D
 
 
+class Exhibit(NamedTuple):
+    """One batch as D gets it: image and raw image, both [B, 3, H, W], and pose labels [B, 25]."""
+
+    image: Tensor
+    raw: Tensor
+    labels: Tensor
+
+
 class Show(NamedTuple):
     """How images are treated before D sees them in this step: blur in pixels, probability of augmentation."""
 
@@ -42,6 +50,16 @@ class Show(NamedTuple):
 
 
 PLAIN = Show(sigma=0.0, p=0.0)  # stage 2: neither blur nor augmentation (App. C)
+
+
+def jitter(draws: torch.Generator, device: torch.device) -> torch.Generator:
+    """The stream of the rays' jitter: `draws` itself on a CPU, on a GPU one there that is seeded from it.
+
+    At the paper's sizes drawing on the CPU and copying takes 50 ms of a GPU's step.
+    """
+    if device.type == "cpu":
+        return draws
+    return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=draws)))
 
 
 class Distiller:
@@ -63,8 +81,10 @@ class Distiller:
         context: Context,
     ) -> None:
         check_groups(stage, settings.batch, judge.mbstd_group)
+        precisions = (settings.precision, settings.plane_precision)
+        check_clamps(stage, precisions, (shape.activation_clamp, judge.activation_clamp))
         self.stage, self.settings, self.shape, self.judge = stage, settings, shape, judge
-        self.reals, self.context, self.lens = reals, context, optics(shape, camera, settings.bf16)
+        self.reals, self.context, self.lens = reals, context, optics(shape, camera, settings.precision)
         self.generator = Generator(shape)
         self.discriminator = Discriminator(judge, shape.output_resolution)
         initialise(self.generator, seeded(context.seed, context.object, stage, "weights", "generator"))
@@ -72,6 +92,9 @@ class Distiller:
         self.generator.to(context.device)
         self.discriminator.to(context.device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        if settings.compile:
+            for network in (self.generator.synthesis, self.generator.upsampler, self.discriminator):
+                network.compile(dynamic=False)  # D judges one batch or two
         s = settings
         self.optimizer_g = lazy_adam(
             {"generator": self.generator}, s.lr_generator, s.beta1, s.beta2, s.density_interval
@@ -93,19 +116,24 @@ class Distiller:
         z = self.latents(draws)
         cameras, labels = draw_cameras(self.reals, self.settings.batch, draws, self.context.device)
         w = self.generator.mapping(z, 1.0)
-        planes = self.generator.planes(w)
-        views = branch_2d(self.generator, planes, w, cameras, self.lens, draws)
+        planes = self.planes(w)
+        views = branch_2d(self.generator, planes, w, cameras, self.lens, jitter(draws, w.device))
         return Fakes(w, planes, cameras, labels, views)
 
-    def logits(self, image: Tensor, raw: Tensor, labels: Tensor, show: Show, draws: torch.Generator) -> Tensor:
-        """D's opinion [B, 1] of images as they are shown to it."""
-        image, raw = shown(image, raw, show.sigma, show.p, draws)
-        return self.judged(image, raw, self.label(labels, draws))
+    def planes(self, w: Tensor) -> Tensor:
+        """Triplanes [B, 3, C, N, N] of w [B, w_dim], in the planes' precision."""
+        with computing_in(self.settings.plane_precision, self.context.device):
+            return self.generator.planes(w)
 
-    def judged(self, image: Tensor, raw: Tensor, labels: Tensor) -> Tensor:
-        """D's logits [B, 1] in the stage's precision."""
-        with torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.settings.bf16):
-            return self.discriminator(image, raw, labels)
+    def exhibit(self, image: Tensor, raw: Tensor, labels: Tensor, show: Show, draws: torch.Generator) -> Exhibit:
+        """Images [B, 3, H, W] and [B, 3, r, r] of poses [B, 25] as they are shown to D."""
+        return Exhibit(*shown(image, raw, show.sigma, show.p, draws), self.label(labels, draws))
+
+    def judged(self, *exhibits: Exhibit) -> tuple[Tensor, ...]:
+        """D's logits [B, 1] of each batch, all at one go, in the stage's precision."""
+        joined = exhibits[0] if len(exhibits) == 1 else [torch.cat(parts) for parts in zip(*exhibits, strict=True)]
+        with computing_in(self.settings.precision, self.context.device):
+            return self.discriminator(*joined, len(exhibits)).chunk(len(exhibits))
 
     def label(self, labels: Tensor, draws: torch.Generator) -> Tensor:
         """Pose labels [B, 25] as D gets them: with noise only where the profile asks for it."""
@@ -119,8 +147,8 @@ class Distiller:
     def discriminator_step(self, step: int, fakes: Fakes, show: Show) -> tuple[dict[str, float], Tensor]:
         """Eq. 7 without its penalty; returns what to record, and the logits [B, 1] of the augmented reals (for ADA)."""
         draws = self.draws(step, "discriminator")
-        fake = self.logits(fakes.views.image.detach(), fakes.views.raw.detach(), fakes.labels, show, draws)
-        real = self.logits(*self.real_views(draws), show, draws)
+        made = self.exhibit(fakes.views.image.detach(), fakes.views.raw.detach(), fakes.labels, show, draws)
+        fake, real = self.judged(made, self.exhibit(*self.real_views(draws), show, draws))
         loss = discriminator_loss(fake, real)
         norm = descend(loss, {"optimizer_d": self.optimizer_d}, self.stage, "discriminator", step)
         real, fake = real.detach(), fake.detach()
@@ -139,9 +167,10 @@ class Distiller:
         if step % self.settings.r1_interval or self.settings.r1_gamma == 0:
             return {}
         draws = self.draws(step, "r1")
-        image, raw, labels = self.real_views(draws)
-        image, raw = (x.detach().requires_grad_() for x in shown(image, raw, show.sigma, show.p, draws))
-        real = self.judged(image, raw, self.label(labels, draws))
+        image, raw, label = self.exhibit(*self.real_views(draws), show, draws)
+        image, raw = image.detach().requires_grad_(), raw.detach().requires_grad_()
+        with computing_in(self.settings.precision, self.context.device):
+            real = self.discriminator.forward(image, raw, label)  # never compiled: that has no second derivative
         penalty = r1_penalty(real, [image, raw], self.settings.r1_gamma)
         descend(penalty * self.settings.r1_interval, {"optimizer_d": self.optimizer_d}, self.stage, "r1", step)
         return {"r1": penalty.item()}
@@ -161,7 +190,7 @@ class Distiller:
         half_side = self.lens.sampling.half_side
         points = nearby_points(s.density_points, s.density_distance, half_side, s.batch, draws).to(w)
         rough = w.new_zeros(())
-        for planes in volumes(self.generator.planes(w), w):
+        for planes in volumes(self.planes(w), w):
             density, nearby = raw_density(planes, self.generator.decoder, points, half_side).chunk(2, dim=1)
             rough = rough + density_roughness(density, nearby)
         descend(rough * s.density_weight * s.density_interval, optimizers, self.stage, "density", step)

@@ -14,10 +14,19 @@ from cad.errors import UserError
 from cad.models.generator import Generator
 from cad.models.layers import initialise
 from cad.models.upsampler3d import PlaneUpsampler
+from cad.render.inference import Volume, prepare
 from cad.render.reference import Sampling
 from cad.seeding import generator as seeded
 from cad.train.preview import latent
 from cad.train.synthesis import Optics, View, branch_2d, lifted_planes, optics, view_3d
+
+
+class Subject(NamedTuple):
+    """One object as a branch ("2d" or "3d") shows it, ready for any number of views: its w [1, w_dim] and volume."""
+
+    branch: str
+    w: Tensor
+    volume: Volume
 
 
 class LoadedGenerator(NamedTuple):
@@ -35,30 +44,35 @@ class LoadedGenerator(NamedTuple):
         return self.generator.mapping(latent(seed, self.settings.z_dim).to(self.device), truncation)
 
     @torch.no_grad()
-    def render_2d(self, w: Tensor, cameras: Tensor, sampling: Sampling) -> View:
-        """The 2D branch from cameras [B, 4, 4], w [1 or B, w_dim]; opacity and depth at the raw resolution."""
-        planes, w, cameras = self._planes(w, cameras)
-        views = branch_2d(self.generator, planes, w, cameras, self._optics(sampling), None)
-        return View(views.image, views.opacity, views.depth)
+    def subject(self, branch: str, w: Tensor) -> Subject:
+        """The object of w [1, w_dim], its planes made once. The 3D branch's are lifted.
+
+        Without an upsampler (stage 1, or branch_3d: false) they are the stage-1 planes as they are. Raises UserError
+        for planes that are not finite, of which no view could be.
+        """
+        w = w.to(self.device)
+        planes = self.generator.planes(w)
+        if branch == "3d":
+            planes = lifted_planes(self.upsampler, planes, w)
+        if not planes.isfinite().all():
+            said = f"its generator makes planes of the {branch.upper()} branch that are not finite"
+            raise UserError(f"stage2: {said}; train again with lower rates")
+        return Subject(branch, w, prepare(planes, self.generator.decoder))
 
     @torch.no_grad()
-    def render_3d(self, w: Tensor, cameras: Tensor, sampling: Sampling) -> View:
-        """The 3D branch: pure volume rendering of the lifted planes at the output resolution.
+    def render(self, subject: Subject, cameras: Tensor, sampling: Sampling) -> View:
+        """Views from cameras [B, 4, 4].
 
-        Without an upsampler (stage 1, or branch_3d: false) the stage-1 planes are rendered as they are.
+        The 2D branch's opacity and depth have the raw resolution; the 3D branch is pure volume rendering.
         """
-        planes, w, cameras = self._planes(w, cameras)
-        return view_3d(self.generator, lifted_planes(self.upsampler, planes, w), cameras, self._optics(sampling))
-
-    def _planes(self, w: Tensor, cameras: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Planes for every camera, made once where one w serves all."""
-        w, cameras = w.to(self.device), cameras.to(self.device)
-        planes = self.generator.planes(w)
-        count = len(cameras)
-        return planes.expand(count, -1, -1, -1, -1), w.expand(count, -1), cameras
+        cameras, lens = cameras.to(self.device), self._optics(sampling)
+        if subject.branch == "3d":
+            return view_3d(self.generator, subject.volume, cameras, lens)
+        views = branch_2d(self.generator, subject.volume, subject.w.expand(len(cameras), -1), cameras, lens, None)
+        return View(views.image, views.opacity, views.depth)
 
     def _optics(self, sampling: Sampling) -> Optics:
-        return replace(optics(self.settings, self.camera, bf16=False), sampling=sampling)
+        return replace(optics(self.settings, self.camera, "float32"), sampling=sampling)
 
 
 def load_generator(folder: Path, kind: str, device: torch.device) -> LoadedGenerator:
@@ -101,6 +115,7 @@ def _build(checkpoint: Checkpoint, device: torch.device) -> LoadedGenerator:
             f"{fault.errors()[0]['msg'].lower()}); train it again"
         ) from fault
     if stage2 is not None:
-        upsampler = PlaneUpsampler(stage2, shape.plane_channels, shape.w_dim).requires_grad_(False).eval().to(device)
+        upsampler = PlaneUpsampler(stage2, shape.plane_channels, shape.w_dim, shape.activation_clamp)
+        upsampler = upsampler.requires_grad_(False).eval().to(device)
     generator = Generator(shape).requires_grad_(False).eval().to(device)
     return LoadedGenerator(generator, upsampler, shape, camera, device)

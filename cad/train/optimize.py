@@ -18,7 +18,7 @@ def lazy_adam(modules: dict[str, nn.Module], lr: float, beta1: float, beta2: flo
     ratio = interval / (interval + 1)
     named = [(f"{prefix}.{name}", p) for prefix, module in modules.items() for name, p in module.named_parameters()]
     betas = (beta1**ratio, beta2**ratio)
-    return torch.optim.Adam(named, lr=lr * ratio, betas=betas, eps=1e-8, foreach=True)
+    return torch.optim.Adam(named, lr=lr * ratio, betas=betas, eps=1e-8, fused=True)
 
 
 def optimizer_tensors(optimizer: torch.optim.Adam) -> dict[str, Tensor]:
@@ -36,10 +36,7 @@ def restore_optimizer(optimizer: torch.optim.Adam, tensors: dict[str, Tensor]) -
     for group in optimizer.param_groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in tensors]
-            # Adam keeps its step counts on the CPU, the moments beside the parameter.
-            optimizer.state[parameter] = {
-                key: tensors[f"{name}/{key}"].clone().to("cpu" if key == "step" else parameter.device) for key in keys
-            }
+            optimizer.state[parameter] = {key: tensors[f"{name}/{key}"].clone().to(parameter.device) for key in keys}
             if not keys:
                 del optimizer.state[parameter]
 
@@ -51,7 +48,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
 
 
 def descend(loss: Tensor, optimizers: dict[str, torch.optim.Adam], stage: str, name: str, step: int) -> float:
-    """One step of every optimiser down `loss`; returns the norm of all their gradients.
+    """One step of every optimiser down `loss`; returns the norm of all their gradients, and computes no others.
 
     Raises UserError before any weight changes when the loss or a gradient is not finite: divergence is never hidden
     by replacing such values.
@@ -60,8 +57,8 @@ def descend(loss: Tensor, optimizers: dict[str, torch.optim.Adam], stage: str, n
         raise _diverged(stage, f"loss `{name}`", float(loss.detach()), step)
     for optimizer in optimizers.values():
         optimizer.zero_grad(set_to_none=True)
-    loss.backward()
     parameters = [p for optimizer in optimizers.values() for group in optimizer.param_groups for p in group["params"]]
+    loss.backward(inputs=parameters)
     norm = gradient_norm(parameters)
     if not math.isfinite(norm):
         raise _diverged(stage, f"gradient of loss `{name}`", norm, step)

@@ -11,6 +11,7 @@ from cad.camera import camera_to_world
 from cad.config import CameraSettings
 from cad.models.generator import Generator
 from cad.models.upsampler3d import PlaneUpsampler
+from cad.render.inference import prepare
 from cad.seeding import generator as seeded
 from cad.train.synthesis import Optics, branch_2d, lifted_planes, view_3d
 
@@ -31,12 +32,14 @@ def draw_preview(
     z_dim = generator.mapping.z_dim
     rows = []
     for seed in range(SEEDS):
-        w = generator.mapping(latent(seed, z_dim).to(device), 1.0).expand(SIDES, -1)
+        w = generator.mapping(latent(seed, z_dim).to(device), 1.0)
         planes = generator.planes(w)
-        views = branch_2d(generator, planes, w, cameras, lens, None)
+        volume = prepare(planes, generator.decoder)
+        views = branch_2d(generator, volume, w.expand(SIDES, -1), cameras, lens, None)
         blocks = [interpolate(views.raw, (lens.resolution, lens.resolution), mode="nearest"), views.image]
         if upsampler is not None:
-            blocks.append(view_3d(generator, lifted_planes(upsampler, planes, w), cameras, lens).image)
+            lifted = prepare(lifted_planes(upsampler, planes, w), generator.decoder)
+            blocks.append(view_3d(generator, lifted, cameras, lens).image)
         rows.append(torch.cat([side_by_side(block) for block in blocks], -1))
     return to_uint8(torch.cat(rows, -2)[None])[0]
 

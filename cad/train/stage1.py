@@ -67,12 +67,10 @@ class Stage1:
         values |= players.penalty_step(step, show)
         if s.ada_enabled:
             self.ada.observe(real)
-        players.discriminator.requires_grad_(False)
-        logits = players.logits(views.image, views.raw, fakes.labels, show, players.draws(step, "generator"))
-        loss = generator_loss(logits)
+        draws = players.draws(step, "generator")
+        loss = generator_loss(*players.judged(players.exhibit(views.image, views.raw, fakes.labels, show, draws)))
         own = {"optimizer_g": players.optimizer_g}
         values["grad_g"] = descend(loss, own, self.kind, "generator", step)
-        players.discriminator.requires_grad_(True)
         values |= {"loss_g": loss.item(), "ada_p": self.ada.p, "blur_px": show.sigma}
         values |= players.density_step(step, own, lambda planes, w: [planes])
         players.average_step(images)

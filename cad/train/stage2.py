@@ -20,12 +20,12 @@ from cad.context import Context
 from cad.errors import UserError
 from cad.models.discriminator import PatchDiscriminator
 from cad.models.ema import ema_decay, update_ema
-from cad.models.layers import initialise
+from cad.models.layers import computing_in, initialise
 from cad.models.upsampler3d import PlaneUpsampler
 from cad.render.image import crop
 from cad.seeding import generator as seeded
 from cad.train.data import crop_places, draw_reals, load_reals
-from cad.train.distill import PLAIN, Distiller, Fakes
+from cad.train.distill import PLAIN, Distiller, Fakes, jitter
 from cad.train.loop import Length, run_training
 from cad.train.losses import consistency_loss, discriminator_loss, generator_loss, r1_penalty
 from cad.train.optimize import descend, lazy_adam, restore_optimizer
@@ -84,13 +84,17 @@ class Branch3D:
         context, s = players.context, settings
         self.players, self.settings = players, settings
         self.distance = load_lpips(lpips_weights, context.device)
-        self.upsampler = PlaneUpsampler(settings, players.shape.plane_channels, players.shape.w_dim)
-        self.patches = PatchDiscriminator(size, s.patch_channel_base, s.patch_channel_max)
+        shape, judge = players.shape, players.judge
+        self.upsampler = PlaneUpsampler(settings, shape.plane_channels, shape.w_dim, shape.activation_clamp)
+        self.patches = PatchDiscriminator(size, s.patch_channel_base, s.patch_channel_max, judge.activation_clamp)
         initialise(self.upsampler, seeded(context.seed, context.object, "stage2", "weights", "upsampler"))
         initialise(self.patches, seeded(context.seed, context.object, "stage2", "weights", "patches"))
         self.upsampler.to(context.device)
         self.patches.to(context.device)
         self.average = copy.deepcopy(self.upsampler).requires_grad_(False)
+        if settings.compile:
+            self.upsampler.compile(dynamic=False)
+            self.patches.compile(dynamic=False)
         self.optimizer_up = lazy_adam(
             {"upsampler": self.upsampler}, s.lr_upsampler, s.beta1, s.beta2, s.density_interval
         )
@@ -100,9 +104,15 @@ class Branch3D:
         """Patches of both branches at the same uniformly drawn places."""
         size, lens = self.settings.patch_size, self.players.lens
         places = crop_places(len(fakes.w), size, lens.resolution, draws).to(fakes.w.device)
-        lifted = lifted_planes(self.upsampler, fakes.planes, fakes.w)
-        rendered = patch_3d(self.players.generator, lifted, fakes.cameras, places, size, lens, draws)
+        lifted = self.lifted(fakes.planes, fakes.w)
+        rays = jitter(draws, fakes.w.device)
+        rendered = patch_3d(self.players.generator, lifted, fakes.cameras, places, size, lens, rays)
         return Patches(rendered, crop(fakes.views.image, places, size))
+
+    def lifted(self, planes: Tensor, w: Tensor) -> Tensor:
+        """The 3D branch's planes [B, 3, C, kN, kN], in the planes' precision."""
+        with computing_in(self.settings.plane_precision, planes.device):
+            return lifted_planes(self.upsampler, planes, w)
 
     def real_patches(self, draws: torch.Generator) -> Tensor:
         """Crops of refined samples, at places of their own, [B, 3, p, p]."""
@@ -112,24 +122,32 @@ class Branch3D:
 
     def judged(self, patches: Tensor) -> Tensor:
         """The patch discriminator's logits [B, 1] in the stage's precision."""
-        with torch.autocast(patches.device.type, torch.bfloat16, enabled=self.settings.bf16):
+        with computing_in(self.settings.precision, patches.device):
             return self.patches(patches)
 
     def discriminator_step(self, step: int, fake: Tensor) -> dict[str, float]:
-        """Eq. 7 for the patch discriminator ("a similar objective"), without pose and augmentation; R1 when due."""
-        draws, s = self.players.draws(step, "patch discriminator"), self.settings
+        """Eq. 7 for the patch discriminator ("a similar objective"), without pose and augmentation."""
+        draws = self.players.draws(step, "patch discriminator")
         own = {"optimizer_patch": self.optimizer_patch}
-        real_logits, fake_logits = self.judged(self.real_patches(draws)), self.judged(fake)
+        real_logits, fake_logits = self.judged(torch.cat([self.real_patches(draws), fake])).chunk(2)
         loss = discriminator_loss(fake_logits, real_logits)
         values = {"grad_patch": descend(loss, own, "stage2", "patch discriminator", step), "loss_patch_d": loss.item()}
         values["patch_real_sign"] = real_logits.detach().sign().mean().item()
         values["patch_fake_sign"] = fake_logits.detach().sign().mean().item()
-        if step % s.patch_r1_interval == 0 and s.patch_r1_gamma > 0:
-            real = self.real_patches(self.players.draws(step, "patch r1")).requires_grad_()
-            penalty = r1_penalty(self.judged(real), [real], s.patch_r1_gamma)
-            descend(penalty * s.patch_r1_interval, own, "stage2", "patch r1", step)
-            values["patch_r1"] = penalty.item()
         return values
+
+    def penalty_step(self, step: int) -> dict[str, float]:
+        """R1 of the patch discriminator, every `patch_r1_interval` steps."""
+        s = self.settings
+        if step % s.patch_r1_interval or s.patch_r1_gamma == 0:
+            return {}
+        real = self.real_patches(self.players.draws(step, "patch r1")).requires_grad_()
+        with computing_in(s.precision, real.device):
+            logits = self.patches.forward(real)  # never compiled: that has no second derivative
+        penalty = r1_penalty(logits, [real], s.patch_r1_gamma)
+        own = {"optimizer_patch": self.optimizer_patch}
+        descend(penalty * s.patch_r1_interval, own, "stage2", "patch r1", step)
+        return {"patch_r1": penalty.item()}
 
     def losses(self, patches: Patches) -> dict[str, Tensor]:
         """Eq. 10 and the patch discriminator's opinion, unweighted."""
@@ -178,6 +196,7 @@ class Stage2:
         values |= players.penalty_step(step, PLAIN)
         if branch and patches:
             values |= branch.discriminator_step(step, patches.rendered.detach())
+            values |= branch.penalty_step(step)
         values |= self._generator_step(step, fakes, patches)
         values |= players.density_step(step, self._generator_optimizers(), self._volumes)
         players.average_step(self.stage1_images + images)
@@ -187,21 +206,17 @@ class Stage2:
         return values
 
     def _generator_step(self, step: int, fakes: Fakes, patches: Patches | None) -> dict[str, float]:
-        """Eq. 8 on the 2D branch, Eq. 10 and the patch loss on the 3D branch; Ds are frozen meanwhile."""
+        """Eq. 8 on the 2D branch, Eq. 10 and the patch loss on the 3D branch."""
         players, branch, s = self.players, self.branch, self.settings
-        frozen = [players.discriminator] + ([branch.patches] if branch else [])
-        for judge in frozen:
-            judge.requires_grad_(False)
         views = fakes.views
-        logits = players.logits(views.image, views.raw, fakes.labels, PLAIN, players.draws(step, "generator"))
-        terms = {"loss_g": generator_loss(logits)}
+        draws = players.draws(step, "generator")
+        made = players.exhibit(views.image, views.raw, fakes.labels, PLAIN, draws)
+        terms = {"loss_g": generator_loss(*players.judged(made))}
         total = terms["loss_g"]
         if branch and patches:
             terms |= branch.losses(patches)
             total = total + s.lpips_weight * terms["lpips"] + s.patch_weight * terms["loss_patch_g"]
         norm = descend(total, self._generator_optimizers(), self.kind, "generator", step)
-        for judge in frozen:
-            judge.requires_grad_(True)
         return {"grad_g": norm} | {name: term.item() for name, term in terms.items()}
 
     def _generator_optimizers(self) -> dict[str, torch.optim.Adam]:
@@ -209,7 +224,7 @@ class Stage2:
 
     def _volumes(self, planes: Tensor, w: Tensor) -> list[Tensor]:
         """Both branches' volumes are kept smooth ([ours]: the lifted one has its own fine detail to keep in check)."""
-        return [planes, lifted_planes(self.branch.upsampler, planes, w)] if self.branch else [planes]
+        return [planes, self.branch.lifted(planes, w)] if self.branch else [planes]
 
     def scalars(self) -> dict[str, Any]:
         """What is needed to rebuild the networks, the upsampler's own settings included."""

@@ -9,8 +9,10 @@ from torch import Tensor
 from cad.camera import focal_length, near_far
 from cad.config import CameraSettings, GeneratorSettings
 from cad.models.generator import Generator
+from cad.models.layers import computing_in
 from cad.models.upsampler3d import PlaneUpsampler
 from cad.render.image import render_patch, render_view
+from cad.render.inference import Volume
 from cad.render.reference import Sampling
 
 
@@ -18,14 +20,14 @@ from cad.render.reference import Sampling
 class Optics:
     """The camera of a generator: focal in image sides, raw and output resolution in pixels, where rays are sampled.
 
-    bf16: whether the 2D upsampler computes in bfloat16.
+    precision: what the 2D upsampler's convolutions compute in.
     """
 
     focal: float
     raw_resolution: int
     resolution: int
     sampling: Sampling
-    bf16: bool
+    precision: str
 
 
 class Branch2D(NamedTuple):
@@ -45,22 +47,28 @@ class View(NamedTuple):
     depth: Tensor
 
 
-def optics(settings: GeneratorSettings, camera: CameraSettings, bf16: bool) -> Optics:
+def optics(settings: GeneratorSettings, camera: CameraSettings, precision: str) -> Optics:
     """The optics that a generator is trained with."""
     near, far = near_far(camera.radius, camera.half_side)
     sampling = Sampling(near, far, camera.half_side, settings.coarse_samples, settings.fine_samples)
-    return Optics(focal_length(camera.fov_deg), settings.raw_resolution, settings.output_resolution, sampling, bf16)
+    sides = settings.raw_resolution, settings.output_resolution
+    return Optics(focal_length(camera.fov_deg), *sides, sampling, precision)
 
 
 def branch_2d(
-    generator: Generator, planes: Tensor, w: Tensor, cameras: Tensor, lens: Optics, jitter: torch.Generator | None
+    generator: Generator,
+    planes: Tensor | Volume,
+    w: Tensor,
+    cameras: Tensor,
+    lens: Optics,
+    jitter: torch.Generator | None,
 ) -> Branch2D:
     """Volume-render planes [B, 3, C, N, N] at the raw resolution and lift the image by 2D convolutions."""
     features, opacity, depth = render_view(
         planes, generator.decoder, cameras, lens.focal, lens.raw_resolution, lens.sampling, jitter
     )
     raw = features[:, :3] * 2 - 1
-    with torch.autocast(planes.device.type, torch.bfloat16, enabled=lens.bf16):
+    with computing_in(lens.precision, w.device):
         image = generator.upsampler(features, raw, w)
     return Branch2D(image, raw, opacity, depth)
 
@@ -90,7 +98,7 @@ def patch_3d(
     return features[:, :3] * 2 - 1
 
 
-def view_3d(generator: Generator, planes: Tensor, cameras: Tensor, lens: Optics) -> View:
+def view_3d(generator: Generator, planes: Tensor | Volume, cameras: Tensor, lens: Optics) -> View:
     """Volume-render whole views of lifted planes at the output resolution, without jitter."""
     features, opacity, depth = render_view(
         planes, generator.decoder, cameras, lens.focal, lens.resolution, lens.sampling, None

@@ -7,11 +7,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_faults_are_different_and_those_of_the_renderer_are_planted_in_both() -> None:
-    assert len({fault.name for fault in mutations.FAULTS}) == len(mutations.FAULTS) == 13
-    assert len({(fault.file, fault.old) for fault in mutations.FAULTS}) == 13
+    assert len({fault.name for fault in mutations.FAULTS}) == len(mutations.FAULTS) == 16
+    assert len({(fault.file, fault.old) for fault in mutations.FAULTS}) == 16
     plain = {fault.name for fault in mutations.FAULTS if fault.file == "cad/render/reference.py"}
-    fused = {fault.name for fault in mutations.FAULTS if fault.file.startswith("cad/render/csrc/")}
-    assert fused == {f"fused: {name}" for name in plain}
+    compiled = {fault.name: fault.file for fault in mutations.FAULTS if fault.file.startswith("cad/render/csrc/")}
+    assert {name for name in compiled if name.startswith("fused: ")} == {f"fused: {name}" for name in plain}
+    others = {Path(file).name for name, file in compiled.items() if not name.startswith("fused: ")}
+    assert others == {"backward.cu", "occupancy.cpp", "inference.cpp"}
 
 
 @pytest.mark.parametrize("fault", mutations.FAULTS, ids=lambda fault: fault.name)
@@ -46,9 +48,9 @@ def test_the_table_names_survivors() -> None:
     names = [fault.name for fault in mutations.FAULTS]
     caught = dict.fromkeys(names, "tests/x.py::test_y") | {names[3]: None}
     table = mutations.markdown(caught)
-    assert "Caught: 12 of 13." in table
+    assert "Caught: 15 of 16." in table
     assert table.count("**survives**") == 1
-    assert table.count("`tests/x.py::test_y`") == 12
+    assert table.count("`tests/x.py::test_y`") == 15
 
 
 def test_the_committed_table_is_of_these_faults_and_tests() -> None:

@@ -22,7 +22,7 @@ CAMERA = CameraSettings(fov_deg=49.1, radius=2.0, half_side=0.7, reference_azimu
 SHAPE = GeneratorSettings(
     z_dim=8, w_dim=8, mapping_layers=2, mapping_lr_multiplier=0.01, plane_resolution=8, plane_channels=4,
     channel_base=64, channel_max=8, decoder_hidden=8, feature_channels=8, raw_resolution=8, output_resolution=SIDE,
-    coarse_samples=4, fine_samples=4, upsampler_channels=8,
+    coarse_samples=4, fine_samples=4, upsampler_channels=8, activation_clamp=None,
 )  # fmt: skip
 ORBIT = OrbitSettings(frames=FRAMES, seeds=2, fps=8, batch=4, coarse_samples=8, fine_samples=8, truncation=1.0)
 SETTINGS = load(Path(__file__).parents[2] / "params.yaml").stage2
@@ -31,7 +31,7 @@ STAGE2 = Stage2Settings.model_validate(SETTINGS.model_dump() | {"upsampler_chann
 
 def write_checkpoint(folder: Path, scale: float) -> None:
     """A stage-2 checkpoint of random weights, with what only training needs; scale: contrast of the views."""
-    network, upsampler = Generator(SHAPE), PlaneUpsampler(STAGE2, SHAPE.plane_channels, SHAPE.w_dim)
+    network, upsampler = Generator(SHAPE), PlaneUpsampler(STAGE2, SHAPE.plane_channels, SHAPE.w_dim, None)
     initialise(network, generator("weights"))
     initialise(upsampler, generator("upsampler"))
     averaged = {name: value.clone() for name, value in network.state_dict().items()}

@@ -40,8 +40,10 @@ def test_float16_hardly_changes_a_view(packed: Path, finished: Runs) -> None:
     whole, copy = load_generator(finished["stage2"], "stage2", CPU), load_generator(packed / "weights", "stage2", CPU)
     cameras = orbit_poses(4, 1.2, 0.0).cameras(2.0)
     sampling = Sampling(0.7, 3.3, 0.7, 8, 8)
-    for render in ("render_2d", "render_3d"):
-        first, second = (getattr(each, render)(each.w(5, 1.0), cameras, sampling).image for each in (whole, copy))
+    for branch in ("2d", "3d"):
+        first, second = (
+            each.render(each.subject(branch, each.w(5, 1.0)), cameras, sampling).image for each in (whole, copy)
+        )
         assert first.std() > 0.1, "there is something to see"
         assert 0 < (first - second).abs().mean() / 2 < 1 / 255  # images lie in [-1, 1]
 

@@ -99,7 +99,7 @@ def stage2_dir(tmp_path_factory: pytest.TempPathFactory, camera: CameraSettings)
     shape = GeneratorSettings(
         z_dim=8, w_dim=8, mapping_layers=2, mapping_lr_multiplier=0.01, plane_resolution=8, plane_channels=4,
         channel_base=64, channel_max=8, decoder_hidden=8, feature_channels=8, raw_resolution=8, output_resolution=SIDE,
-        coarse_samples=4, fine_samples=4, upsampler_channels=8,
+        coarse_samples=4, fine_samples=4, upsampler_channels=8, activation_clamp=None,
     )  # fmt: skip
     network = Generator(shape)
     initialise(network, generator("weights"))

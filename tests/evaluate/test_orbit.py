@@ -12,6 +12,7 @@ from cad.artifacts import Orbit, digest
 from cad.errors import UserError
 from cad.evaluate import orbit as subject
 from cad.evaluate.orbit import missing_batches, render_orbit, to_views
+from cad.models.generator import Generator
 from cad.render.choice import use_renderer
 
 
@@ -82,7 +83,7 @@ def test_a_resumed_orbit_has_the_same_bits(orbit_settings, camera, stage2_dir, i
 def test_a_finished_orbit_renders_nothing(
     orbit_settings, camera, stage2_dir, input_dir, context, rendered, monkeypatch
 ):
-    monkeypatch.setattr(subject, "render_views", lambda *_: pytest.fail("rendered again"))
+    monkeypatch.setattr(subject, "view_subject", lambda *_: pytest.fail("rendered again"))
     render_orbit(orbit_settings, camera, stage2_dir, input_dir, rendered, context)
 
 
@@ -120,6 +121,25 @@ def test_a_rendering_that_is_not_finite_is_a_user_error(place, said, value):
     parts[place][1, 0, 2, 3] = value
     with pytest.raises(UserError, match=f"renders {said} that is not finite; train again"):
         to_views(*parts, 3.0)
+
+
+@pytest.mark.parametrize("renderer", ["fused", "reference"])
+def test_planes_that_are_not_finite_end_the_orbit_in_one_line(
+    orbit_settings, camera, stage2_dir, input_dir, tmp_path, context, monkeypatch, renderer
+):
+    """One value of all, which few rays of the plain renderer would meet."""
+    planes = Generator.planes
+
+    def spoilt(self, w):
+        found = planes(self, w)
+        found[-1, -1, -1, -1, -1] = math.nan
+        return found
+
+    monkeypatch.setattr(Generator, "planes", spoilt)
+    said = r"^stage2: its generator makes planes of the 2D branch that are not finite; train again with lower rates$"
+    with use_renderer(renderer), pytest.raises(UserError, match=said):
+        render_orbit(orbit_settings, camera, stage2_dir, input_dir, tmp_path / "orbit", context)
+    assert not list((tmp_path / "orbit").rglob("*.png"))
 
 
 def test_a_raw_alpha_is_resized_to_the_image():

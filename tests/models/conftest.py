@@ -27,9 +27,10 @@ def generator_settings():
         coarse_samples=4,
         fine_samples=4,
         upsampler_channels=8,
+        activation_clamp=None,
     )
 
 
 @pytest.fixture
 def discriminator_settings():
-    return SimpleNamespace(channel_base=64, channel_max=16, mbstd_group=2, pose_noise=0.0)
+    return SimpleNamespace(channel_base=64, channel_max=16, mbstd_group=2, pose_noise=0.0, activation_clamp=None)

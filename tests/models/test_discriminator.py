@@ -46,7 +46,7 @@ def test_r1_has_a_finite_second_derivative_everywhere(discriminator_settings, dr
 
 
 def test_second_derivatives_are_right_in_double_precision(draws):
-    model = PatchDiscriminator(8, 16, 4).double()
+    model = PatchDiscriminator(8, 16, 4, None).double()
     initialise(model, draws)
     patch = torch.randn(2, 3, 8, 8, generator=draws, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x: model(x), patch)
@@ -74,19 +74,38 @@ def test_minibatch_std_groups_are_strided():
         minibatch_std(torch.zeros(6, 1, 2, 2), 4)
 
 
-def test_smoothing_is_1_2_1():
+@pytest.mark.parametrize("batch", [2, 4])
+def test_batches_are_judged_together_as_they_are_alone(discriminator_settings, draws, batch):
+    """Minibatch statistics are of one batch, be it smaller than a group or not."""
+    settings = SimpleNamespace(**{**vars(discriminator_settings), "mbstd_group": 4})
+    one, other = (made(settings, draws, batch) for _ in range(2))
+    model = one[0]
+    alone = [model(*given[1:]) for given in (one, other)]
+    together = model(*(torch.cat(pair) for pair in zip(one[1:], other[1:], strict=True)), 2).chunk(2)
+    for a, b in zip(alone, together, strict=True):
+        torch.testing.assert_close(b, a)
+    mixed = model(*(torch.cat(pair) for pair in zip(one[1:], other[1:], strict=True)))
+    assert not torch.allclose(mixed, torch.cat(alone), rtol=1e-4)
+
+
+def test_smoothing_is_1_2_1(draws):
     row = smooth(torch.tensor([0.0, 0, 4, 0, 0]).expand(1, 1, 5, 5))[0, 0, 2]
     assert row.tolist() == [0, 1, 2, 1, 0]
+    corner = smooth(torch.full((1, 1, 3, 3), 16.0))[0, 0]  # zeros beyond the border
+    assert corner.tolist() == [[9, 12, 9], [12, 16, 12], [9, 12, 9]]
+    x = torch.randn(2, 2, 3, 4, generator=draws, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(smooth, x)
+    assert torch.autograd.gradgradcheck(smooth, x)
 
 
 def test_channels_follow_resolution_and_the_cap(draws):
-    model = Discriminator(SimpleNamespace(channel_base=64, channel_max=9, mbstd_group=2), 32)
+    model = Discriminator(SimpleNamespace(channel_base=64, channel_max=9, mbstd_group=2, activation_clamp=None), 32)
     widths = [model.trunk.entry.weight.shape[0]] + [b.second.weight.shape[0] for b in model.trunk.blocks]
     assert widths == [2, 4, 8, 9]
 
 
 def test_patches_are_judged_without_pose(draws):
-    model = PatchDiscriminator(32, 256, 16)
+    model = PatchDiscriminator(32, 256, 16, None)
     initialise(model, draws)
     patches = torch.randn(3, 3, 32, 32, generator=draws)
     logits = model(patches)

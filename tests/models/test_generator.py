@@ -94,11 +94,13 @@ def test_the_papers_sizes_fit_together():
         raw_resolution=64,
         output_resolution=256,
         upsampler_channels=128,
+        activation_clamp=256.0,
     )
     with torch.device("meta"):
         model = Generator(settings)
-        judge = Discriminator(SimpleNamespace(channel_base=32768, channel_max=512, mbstd_group=4), 256)
-        lift = PlaneUpsampler(SimpleNamespace(plane_upsampling=2, upsampler_channels=64), 32, 512)
+        sizes = SimpleNamespace(channel_base=32768, channel_max=512, mbstd_group=4, activation_clamp=256.0)
+        judge = Discriminator(sizes, 256)
+        lift = PlaneUpsampler(SimpleNamespace(plane_upsampling=2, upsampler_channels=64), 32, 512, 256.0)
         w = model.mapping(torch.empty(4, 512), 1.0)
         planes = model.planes(w)
         image = model.upsampler(torch.empty(4, 32, 64, 64), torch.empty(4, 3, 64, 64), w)
@@ -119,7 +121,7 @@ def test_no_doubling_leaves_the_raw_image(generator_settings, draws):
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_stage_2_starts_with_stage_1s_volume(factor, draws):
-    lift = PlaneUpsampler(SimpleNamespace(plane_upsampling=factor, upsampler_channels=8), 4, 12)
+    lift = PlaneUpsampler(SimpleNamespace(plane_upsampling=factor, upsampler_channels=8), 4, 12, None)
     initialise(lift, draws)
     ramp = torch.linspace(-1, 1, 8).expand(2, 3, 4, 8, 8)
     w = torch.randn(2, 12, generator=draws)
@@ -140,12 +142,13 @@ def test_each_plane_sees_the_others_along_the_axis_they_share():
     planes[0, 1, 0] = 100 * steps[:, None] + steps[None]  # xz plane: width x, height z
     planes[0, 2, 0] = 100 * steps[:, None] + 10 * steps[None]  # yz plane: width y, height z
     xy, xz, yz = with_others(planes)
-    assert torch.equal(xy[0, 1, 0], steps + 150)  # x varies along the width, z is averaged: 100 * 1.5
-    assert torch.equal(xy[0, 2, :, 0], 10 * steps + 150)  # y along the height
-    assert torch.equal(xz[0, 1, 0], steps + 15)
-    assert torch.equal(xz[0, 2, :, 0], 100 * steps + 15)
-    assert torch.equal(yz[0, 1, 0], 10 * steps + 1.5)  # y of xy along yz's width
-    assert torch.equal(yz[0, 2, :, 0], 100 * steps + 1.5)
+    assert [plane[0].data_ptr() for plane in (xy, xz, yz)] == [plane.data_ptr() for plane in planes.unbind(1)]
+    assert torch.equal(xy[1][0, 0], steps[None] + 150)  # x varies along the width, z is averaged: 100 * 1.5
+    assert torch.equal(xy[2][0, 0], 10 * steps[:, None] + 150)  # y along the height
+    assert torch.equal(xz[1][0, 0], steps[None] + 15)
+    assert torch.equal(xz[2][0, 0], 100 * steps[:, None] + 15)
+    assert torch.equal(yz[1][0, 0], 10 * steps[None] + 1.5)  # y of xy along yz's width
+    assert torch.equal(yz[2][0, 0], 100 * steps[:, None] + 1.5)
 
 
 def test_the_moving_average(generator_settings, draws):

@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from torch.nn.functional import conv2d, linear
 
 from cad.models import layers
-from cad.models.layers import Linear, ModulatedConv, StyleBlock, doublings, enlarge, initialise
+from cad.models.layers import (
+    Conv,
+    Linear,
+    ModulatedConv,
+    StyleBlock,
+    doublings,
+    enlarge,
+    initialise,
+    innermost_gradient,
+)
 
 
 @settings(max_examples=15, deadline=None)
@@ -35,6 +44,43 @@ def test_modulated_convolution_is_the_explicit_per_sample_one(batch, inputs, out
         torch.testing.assert_close(got[b : b + 1], conv2d(x[b : b + 1][..., edge, :][..., edge], weight, layer.bias))
 
 
+@pytest.mark.parametrize("demodulate", [True, False])
+def test_modulated_convolution_of_parts_is_that_of_the_whole(draws, demodulate):
+    """Parts that are constant along an axis, enlarged and with a gain, against all channels side by side."""
+    layer = ModulatedConv(6, 4, 3, 5, demodulate, 1.0, gain=1.7, up=2).double()
+    plain = ModulatedConv(6, 4, 3, 5, demodulate, 1.0).double()
+    initialise(layer, draws)
+    layer.bias.data.normal_(generator=draws)
+    plain.load_state_dict(layer.state_dict())
+    sizes = [(2, 3, 6, 8), (2, 2, 1, 8), (2, 1, 6, 1)]
+    parts = [torch.randn(size, generator=draws, dtype=torch.float64) for size in sizes]
+    whole = torch.cat([part.expand(-1, -1, 6, 8) for part in parts], 1)
+    w = torch.randn(2, 5, generator=draws, dtype=torch.float64)
+    expected = 1.7 * plain(enlarge(whole, 2), w)
+    torch.testing.assert_close(layer(whole, w), expected)
+    torch.testing.assert_close(layer(parts, w), expected)
+
+
+def test_gain_multiplies_what_comes_out(draws):
+    for kind, shape in ((Linear, (3, 4, 0.5, 0.1)), (Conv, (3, 4, 3, 2, True))):
+        plain, loud = kind(*shape), kind(*shape, gain=3.0)
+        initialise(plain, draws)
+        loud.load_state_dict(plain.state_dict())
+        x = torch.randn(2, 3, generator=draws) if kind is Linear else torch.randn(2, 3, 4, 4, generator=draws)
+        torch.testing.assert_close(loud(x), 3 * plain(x))
+
+
+def test_only_the_gradients_layout_changes(draws):
+    x = torch.randn(2, 3, 4, 5, generator=draws, requires_grad=True)
+    weight = torch.randn(2, 3, 4, 5, generator=draws)
+    seen = []
+    y = x * 1
+    y.register_hook(seen.append)
+    (innermost_gradient(y) * weight).sum().backward()
+    assert torch.equal(x.grad, weight)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
 def test_a_linear_layer_scales_by_hand():
     layer = Linear(4, 1, bias=1.0, rate=0.5)
     layer.weight.data[:] = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
@@ -51,7 +97,7 @@ def test_the_start_does_not_depend_on_the_learning_rate_multiplier():
 
 def test_initialise_is_a_function_of_the_generator_alone_and_reaches_every_parameter():
     def block(seed):
-        made = StyleBlock(3, 4, 5, 6, up=2, out_scale=1.0)
+        made = StyleBlock(3, 4, 5, 6, up=2, out_scale=1.0, clamp=None)
         initialise(made, torch.Generator().manual_seed(seed))
         return made.state_dict()
 
@@ -65,7 +111,7 @@ def test_initialise_is_a_function_of_the_generator_alone_and_reaches_every_param
 
 
 def test_a_silent_block_only_enlarges_the_skip(draws):
-    block = StyleBlock(3, 4, 2, 6, up=2, out_scale=0.0)
+    block = StyleBlock(3, 4, 2, 6, up=2, out_scale=0.0, clamp=None)
     initialise(block, draws)
     skip = torch.randn(2, 2, 4, 4, generator=draws)
     features, out = block(torch.randn(2, 3, 4, 4, generator=draws), skip, torch.randn(2, 6, generator=draws))

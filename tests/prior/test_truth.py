@@ -11,6 +11,7 @@ from cad.config import ToyworldSettings
 from cad.prior.truth import (
     BANK,
     MAX_ANGLE_DEG,
+    features,
     intersection_over_union,
     measure_truth,
     nearest,
@@ -38,9 +39,23 @@ def test_iou_by_hand():
 
 def test_nearest_is_the_smallest_distance():
     random = np.random.default_rng(0)
-    samples, bank = random.random((5, 7)), random.random((9, 7))
-    distance = np.linalg.norm(samples[:, None] - bank[None], axis=-1)
-    assert (nearest(samples, bank) == distance.argmin(1)).all()
+    samples, targets, bank = random.random((5, 3, 7)), random.random((5, 7)), random.random((9, 7))
+    views = np.concatenate([targets[:, None], np.broadcast_to(bank, (5, 9, 7))], 1)
+    distance = np.linalg.norm(samples[:, :, None] - views[:, None], axis=-1)
+    assert (nearest(samples, targets, bank) == distance.argmin(2)).all()
+
+
+def test_a_view_that_looks_like_the_target_counts_as_the_target():
+    """To the bit: what is compared are whole numbers, so equal views are equally far from every sample."""
+    random = np.random.default_rng(1)
+    images, shapes = random.integers(0, 256, (6, 32, 32, 3), np.uint8), random.random((6, 32, 32)) < 0.5
+    views = features(images, shapes)
+    samples = features(random.integers(0, 256, (6, 4, 32, 32, 3), np.uint8), random.random((6, 4, 32, 32)) < 0.5)
+    samples[:, 0] = views
+    bank = np.concatenate([views, views[::-1]])
+    found = nearest(samples, views, bank)
+    assert (found[:, 0] == 0).all()
+    assert (found <= len(views)).all()  # never the second of two equal ones
 
 
 def test_true_views_are_good_and_turned_ones_are_not(make_cache, camera):

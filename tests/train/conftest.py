@@ -46,18 +46,18 @@ def shape():
     return GeneratorSettings(
         z_dim=8, w_dim=8, mapping_layers=2, mapping_lr_multiplier=0.01, plane_resolution=8, plane_channels=4,
         channel_base=64, channel_max=8, decoder_hidden=8, feature_channels=8, raw_resolution=16, output_resolution=32,
-        coarse_samples=4, fine_samples=4, upsampler_channels=8,
+        coarse_samples=4, fine_samples=4, upsampler_channels=8, activation_clamp=None,
     )  # fmt: skip
 
 
 @pytest.fixture
 def judge():
-    return DiscriminatorSettings(channel_base=128, channel_max=8, mbstd_group=2, pose_noise=0.0)
+    return DiscriminatorSettings(channel_base=128, channel_max=8, mbstd_group=2, pose_noise=0.0, activation_clamp=None)
 
 
 SHARED = {
-    "kimg": 0.012, "batch": 2, "lr_generator": 0.0025, "lr_discriminator": 0.002, "bf16": False,
-    "beta1": 0.0, "beta2": 0.99,
+    "kimg": 0.012, "batch": 2, "lr_generator": 0.0025, "lr_discriminator": 0.002,
+    "precision": "float32", "plane_precision": "float32", "compile": False, "beta1": 0.0, "beta2": 0.99,
     "r1_gamma": 3.0, "r1_interval": 2, "density_weight": 0.25, "density_interval": 3, "density_points": 8,
     "density_distance": 0.004, "ema_kimg": 0.01, "ema_rampup": 0.05, "checkpoint_kimg": 0.006,
     "preview_seconds": 3600.0,

@@ -31,6 +31,17 @@ def test_the_first_step_of_adam_is_the_learning_rate():
     assert layer.weight.item() == pytest.approx(1 - 0.002, abs=1e-7)
 
 
+def test_no_gradients_are_computed_but_the_optimizers_own():
+    judge, player, idle = nn.Linear(2, 1), nn.Linear(3, 2), nn.Linear(1, 1)
+    optimizer = lazy_adam({"g": player, "i": idle}, 0.01, 0.0, 0.99, 4)
+    before = copy.deepcopy(idle.state_dict())
+    descend(judge(player(torch.ones(1, 3))).sum(), {"o": optimizer}, "stage1", "test", 0)
+    assert all(p.grad is None for p in [*judge.parameters(), *idle.parameters()])
+    assert all(p.grad is not None for p in player.parameters())
+    assert all(p.requires_grad for p in judge.parameters())
+    assert all(torch.equal(before[k], v) for k, v in idle.state_dict().items())
+
+
 def test_a_restored_optimizer_goes_on_to_the_same_bits():
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))

@@ -95,31 +95,31 @@ def rendering(request):
         yield request.param
 
 
-@pytest.mark.parametrize(("at", "bf16"), [(4, False), (5, True)])
-def test_stage_1_resumes_to_the_same_bits(run1, monkeypatch, tmp_path, at, bf16, rendering):
+@pytest.mark.parametrize(("at", "precision"), [(4, "float32"), (5, "bfloat16")])
+def test_stage_1_resumes_to_the_same_bits(run1, monkeypatch, tmp_path, at, precision, rendering):
     monkeypatch.setattr(loop, "LOG_STEPS", 2)  # windows that a checkpoint cuts in two
-    whole = run1("whole", bf16=bf16)
+    whole = run1("whole", precision=precision)
     repair = interrupted(monkeypatch, Stage1, at)
     with pytest.raises(KeyboardInterrupt):
-        run1("parts", bf16=bf16)
+        run1("parts", precision=precision)
     repair()
     parts = tmp_path / "parts"
     state = Checkpoint.open(parts, "stage1").state
     assert (state["step"], state["renderer"], state["device"]) == (3, rendering, "cpu")
     (parts / "model.safetensors.next").write_bytes(b"half a checkpoint")  # a kill in the midst of the next one
-    run1("parts", bf16=bf16)
+    run1("parts", precision=precision)
     same_run(whole, parts, "stage1", GROUPS1)
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_stage_2_resumes_to_the_same_bits(run2, monkeypatch, tmp_path, bf16, rendering):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_stage_2_resumes_to_the_same_bits(run2, monkeypatch, tmp_path, precision, rendering):
     monkeypatch.setattr(loop, "LOG_STEPS", 2)
-    whole = run2("whole", bf16=bf16)
+    whole = run2("whole", precision=precision, plane_precision=precision)
     repair = interrupted(monkeypatch, Stage2, 4)
     with pytest.raises(KeyboardInterrupt):
-        run2("parts", bf16=bf16)
+        run2("parts", precision=precision, plane_precision=precision)
     repair()
-    run2("parts", bf16=bf16)
+    run2("parts", precision=precision, plane_precision=precision)
     same_run(whole, tmp_path / "parts", "stage2", GROUPS2)
 
 
@@ -279,7 +279,7 @@ def test_the_patch_discriminators_r1_is_lazy_too(branch, monkeypatch):
         return 0.0
 
     monkeypatch.setattr("cad.train.stage2.descend", descend)
-    values = [branch.discriminator_step(step, torch.zeros(2, 3, 32, 32)) for step in range(5)]
+    values = [branch.penalty_step(step) for step in range(5)]
     assert [step for step in range(5) if "patch_r1" in values[step]] == [0, 3]
     for step in (0, 3):
         assert descended["patch r1", step] == pytest.approx(3 * values[step]["patch_r1"], rel=1e-6)
@@ -352,11 +352,11 @@ def test_a_loaded_generator_renders_the_average(run2, prior):
     stored = Checkpoint.open(out, "stage2").tensors("generator_ema")
     assert all(torch.equal(stored[k], v) for k, v in loaded.generator.state_dict().items())
     w, cameras = loaded.w(0, 0.7), prior.poses.cameras(2.0)[:2]
-    flat, deep = loaded.render_2d(w, cameras, sampling()), loaded.render_3d(w, cameras, sampling())
+    flat, deep = (loaded.render(loaded.subject(branch, w), cameras, sampling()) for branch in ("2d", "3d"))
     assert (flat.image.shape, flat.opacity.shape, flat.depth.shape) == ((2, 3, 32, 32), (2, 1, 16, 16), (2, 1, 16, 16))
     assert (deep.image.shape, deep.opacity.shape) == ((2, 3, 32, 32), (2, 1, 32, 32))
     assert not flat.image.requires_grad
-    one = loaded.render_3d(w, cameras[1:], sampling()).image
+    one = loaded.render(loaded.subject("3d", w), cameras[1:], sampling()).image
     torch.testing.assert_close(one, deep.image[1:], atol=1e-5, rtol=0)
     assert torch.equal(loaded.w(3, 1.0), loaded.w(3, 1.0))
     assert not torch.equal(loaded.w(3, 1.0), loaded.w(4, 1.0))

@@ -1,140 +1,181 @@
-// Volume rendering on a CPU: tiles of rays that hit the box, a few samples at a time, nothing kept per sample.
-#include <cmath>
-#include <vector>
-
-#include "tiles.h"
+// Volume rendering on a CPU: tiles of rays that hit the box, a few samples at a time.
+#include "hierarchy.h"
 
 using namespace cad;
 
 namespace {
 
-constexpr int64_t kRaysAtOnce = 256;  // of one piece of work without gradients
+// What a thread works with.
+struct Scratch {
+  Scratch(const Layers& l, int64_t samples, int features) : block(l), sum(l), all(samples, features) {}
 
-// Run work(volume, first ray, last ray) over all rays of all volumes.
-template <class Work> void for_each_piece(const Sizes& s, Work work) {
-  int64_t pieces = (s.rays + kRaysAtOnce - 1) / kRaysAtOnce;
-  at::parallel_for(0, s.batch * pieces, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      int64_t volume = i / pieces, first = volume * s.rays + i % pieces * kRaysAtOnce;
-      work(volume, first, std::min(first + kRaysAtOnce, (volume + 1) * s.rays));
+  Block block;
+  Sum sum;
+  Union all;
+};
+
+// Evaluate the samples of `all` from `first` to `last`, whose distances are known; radiance too where it is asked for.
+void evaluate(const Sizes& s, const float* planes, const Layers& layers, const Tile& t, Block& block, Union& all,
+              int64_t first, int64_t last) {
+  for (int64_t at = first; at < last; at += kSteps) {
+    bool any = place(s, t, last - at, block, [&](int v) { return all.distance[at + v]; });
+    Lanes slope;
+    if (any) {
+      read_planes(s, planes, layers, block);
+      decode_density<false>(layers, block);
+      decode_radiance(layers, block, all.radiance + at * kLanes * layers.features);
+    } else {
+      std::fill_n(all.radiance + at * kLanes * layers.features, block.steps * kLanes * layers.features, 0.f);
     }
-  });
+    for (int v = 0; v < block.steps; ++v) all.density[at + v] = any ? density(block, v, slope) : Lanes{};
+  }
 }
 
-void render_tile(const Sizes& s, const float* planes, const Rays& rays, const Decoder& decoder, const Tile& t,
-                 Block& block, Lanes* features, float* out, float* opacity, float* depth, float* weights) {
-  Lanes thickness = {}, covered = {}, distance = {};
-  std::fill_n(features, s.outputs - 1, Lanes{});
+void render_tile_hierarchically(const Sizes& s, const float* planes, const float* enters, const Layers& layers,
+                                const Draws& draws, const Tile& t, Scratch& scratch, const Outputs& to) {
+  auto& [block, sum, all] = scratch;
+  const Lanes enter = gather(t, enters, 1);
+  place_coarse(s, draws, t, enter, all);
+  evaluate(s, planes, layers, t, block, all, 0, s.samples);
+  sum.clear(layers);
+  Lanes* weights = all.sorted_density;  // until the samples are sorted
+  for (int64_t i = 0; i < s.samples; ++i)
+    weights[i] = sum.add(all.density[i], all.distance[i], i + 1 < s.samples ? all.distance[i + 1] : t.leave);
+  place_fine(s, draws, t, enter, weights, all);
+  evaluate(s, planes, layers, t, block, all, s.samples, all.size);
+
+  merge(s.samples, all);
+  sum.clear(layers);
+  for (int64_t i = 0; i < all.size; ++i)
+    all.sorted_density[i] = sum.add(all.sorted_density[i], all.sorted_distance[i],
+                                    i + 1 < all.size ? all.sorted_distance[i + 1] : t.leave);
+  Lanes* weight = all.density;  // back in the order of evaluation
+  for (int64_t i = 0; i < all.size; ++i)
+    for (int lane = 0; lane < kLanes; ++lane)
+      reinterpret_cast<float*>(weight)[all.order[i][lane]] = all.sorted_density[i][lane];
+  for (int64_t at = 0; at < all.size; at += kSteps)
+    sum.add_radiance(layers, weight + at, all.radiance + at * kLanes * layers.features,
+                     std::min<int64_t>(kSteps, all.size - at));
+  sum.finish(s, layers, t, to);
+  if (to.samples)
+    for (int64_t i = 0; i < all.size; ++i) scatter(t, to.samples + i, all.size, all.sorted_distance[i]);
+}
+
+void render_tile(const Sizes& s, const float* planes, const Rays& rays, const Layers& layers, const Tile& t,
+                 Scratch& scratch, const Outputs& to) {
+  auto& [block, sum, all] = scratch;
+  sum.clear(layers);
   for (int64_t first = 0; first < s.samples; first += kSteps) {
-    if (!place(s, rays, t, first, block)) continue;
-    read_planes(s, planes, block);
-    decode<false>(s, decoder, s.outputs, block);
-    Lanes weight[kSteps], slope, arriving;
+    auto distance = [&](int v) { return gather(t, rays.depths + first + v, s.samples); };
+    if (!place(s, t, s.samples - first, block, distance)) continue;
+    read_planes(s, planes, layers, block);
+    decode_density<false>(layers, block);
+    decode_radiance(layers, block, block.out);
+    Lanes weight[kSteps], slope;
     for (int v = 0; v < block.steps; ++v) {
-      Lanes spacing = block.distance[v + 1] - block.distance[v];
-      weight[v] = composite(density(block, v, slope), spacing, thickness, arriving);
-      covered += weight[v];
-      distance += weight[v] * block.distance[v];
-      if (weights) scatter(t, weights + first + v, s.samples, weight[v]);
+      weight[v] = sum.add(density(block, v, slope), block.distance[v], block.distance[v + 1]);
+      if (to.samples) scatter(t, to.samples + first + v, s.samples, weight[v]);
     }
-    for (int k = 1; k < s.outputs; ++k)
-      for_steps(block.steps, [&](int v, auto share) {
-        auto out = share;
-        read(weight + v, share);
-        read(block.out + k * kSteps + v, out);
-        features[k - 1] += add_steps(share * radiance(logistic(out)));
-      });
+    sum.add_radiance(layers, weight, block.out, block.steps);
   }
-  Lanes passed = 1.f - covered;
-  for (int k = 0; k < s.outputs - 1; ++k)
-    scatter(t, out + k, s.outputs - 1, k < kColors ? features[k] + passed : features[k]);
-  scatter(t, opacity, 1, covered);
-  scatter(t, depth, 1, distance + passed * s.far);
+  sum.finish(s, layers, t, to);
 }
 
-// Merge the coarse and the fine positions of each ray of a tile into ascending distances.
-void refine_tile(const Sizes& s, const Tile& t, const Lanes* weights, const float* coarse, const float* draws,
-                 int64_t fine, float uniform_share, float* scratch, float* positions) {
-  float *weight = scratch, *share = weight + s.samples, *found = share + s.samples;
-  for (int lane = 0; lane < t.count; ++lane) {
-    int64_t ray = t.ray[lane];
-    for (int64_t i = 0; i < s.samples; ++i) weight[i] = weights[i][lane];
-    inverse_distribution(weight, s.samples, draws + ray * fine, fine, uniform_share, share, found);
-    const float* first = coarse + ray * s.samples;
-    std::merge(first, first + s.samples, found, found + fine, positions + ray * (s.samples + fine));
+// Merge the coarse and the fine positions of each ray of a tile into ascending positions.
+void refine_tile(const Sizes& s, const float* planes, const Rays& rays, const Layers& layers, const float* coarse,
+                 const float* draws, float uniform_share, const Tile& t, Scratch& scratch, float* positions) {
+  auto& [block, sum, all] = scratch;
+  const int64_t fine = all.size - s.samples;
+  sum.clear(layers);
+  Lanes* weights = all.density;
+  for (int64_t first = 0; first < s.samples; first += kSteps) {
+    auto distance = [&](int v) { return gather(t, rays.depths + first + v, s.samples); };
+    bool any = place(s, t, s.samples - first, block, distance);
+    if (any) {
+      read_planes(s, planes, layers, block);
+      decode_density<false>(layers, block);
+    }
+    Lanes slope;
+    for (int v = 0; v < block.steps; ++v)
+      weights[first + v] =
+          any ? sum.add(density(block, v, slope), block.distance[v], block.distance[v + 1]) : Lanes{};
   }
+  for (int64_t i = 0; i < fine; ++i) all.distance[s.samples + i] = gather(t, draws + i, fine);
+  inverse_distributions(weights, s.samples, all.distance + s.samples, fine, uniform_share, all.sorted_density);
+  for (int64_t i = 0; i < s.samples; ++i) all.distance[i] = gather(t, coarse + i, s.samples);
+  merge(s.samples, all);
+  for (int64_t i = 0; i < all.size; ++i) scatter(t, positions + i, all.size, all.sorted_distance[i]);
+}
+
+// Whether a ray has a chord: one that misses the box sees nothing.
+auto has_chord(const Sizes& s, const Rays& rays) {
+  return [&](int64_t ray) { return rays.leave[ray] > rays.depths[ray * s.samples]; };
 }
 
 }  // namespace
 
+// All functions return whether the planes are finite; if not, what they wrote means nothing.
 extern "C" {
 
 int64_t cad_padded(const Sizes* s) { return s->padded(); }
 
-// planes [B, 3, C, H, W] with these strides to [B, 3, H, W, padded C]; returns 0 where a value is not finite.
-int cad_pack(const Sizes* s, const float* planes, const int64_t* strides, float* packed) {
-  const int64_t width = s->width, padded = s->padded(), rows = s->batch * 3 * s->height;
-  std::vector<char> sound(rows, 1);
-  at::parallel_for(0, rows, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const float* from = planes + row / (3 * s->height) * strides[0] + row / s->height % 3 * strides[1] +
-                          row % s->height * strides[3];
-      float *to = packed + row * width * padded, nothing = 0.f;
-      for (int64_t c = 0; c < padded; ++c)
-        for (int64_t x = 0; x < width; ++x) {
-          float value = c < s->channels ? from[c * strides[2] + x * strides[4]] : 0.f;
-          nothing += value * 0.f;
-          to[x * padded + c] = value;
-        }
-      sound[row] = nothing == 0.f;
-    }
+int cad_pack(const Sizes* s, const Planes* planes, float* packed) {
+  std::vector<char> sound(s->batch);
+  at::parallel_for(0, s->batch, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t volume = begin; volume < end; ++volume)
+      sound[volume] = pack(*s, *planes, volume, packed + volume * s->packed());
   });
-  return std::all_of(sound.begin(), sound.end(), [](char row) { return row; });
+  return std::all_of(sound.begin(), sound.end(), [](char volume) { return volume; });
 }
 
-void cad_render(const Sizes* sizes, const float* planes, const Rays* rays, const Decoder* decoder, float* const* outputs) {
+int cad_render(const Sizes* sizes, const Planes* planes, const Rays* rays, const Decoder* decoder, const Outputs* to) {
   const Sizes& s = *sizes;
-  float *features = outputs[0], *opacity = outputs[1], *depth = outputs[2], *weights = outputs[3];  // weights may be null
-  for_each_piece(s, [&](int64_t volume, int64_t first, int64_t last) {
-    for (int64_t ray = first; ray < last; ++ray) {  // what a ray that misses the box sees
-      for (int64_t k = 0; k < s.outputs - 1; ++k) features[ray * (s.outputs - 1) + k] = k < kColors ? 1.f : 0.f;
-      opacity[ray] = 0.f;
-      depth[ray] = s.far;
-    }
-    if (weights) std::fill(weights + first * s.samples, weights + last * s.samples, 0.f);
-    Block block(s);
-    Memory sum(new Lanes[s.outputs]);
-    for_each_tile(s, *rays, first, last, false, [&](const Tile& t) {
-      render_tile(s, planes + volume * s.packed(), *rays, *decoder, t, block, sum.get(), features, opacity, depth,
-                  weights);
+  const Layers layers(s, *decoder);
+  return for_each_piece(s, *planes, [&] { return Scratch(layers, 0, 0); },
+                        [&](Scratch& scratch, const float* packed, int64_t first, int64_t last) {
+    clear(s, *to, first, last);
+    if (to->samples) std::fill(to->samples + first * s.samples, to->samples + last * s.samples, 0.f);
+    for_each_tile(first, last, has_chord(s, *rays), [&](const int64_t* chosen, int count) {
+      Tile t = tile(rays->origins, rays->directions, rays->leave, chosen, count);
+      render_tile(s, packed, *rays, layers, t, scratch, *to);
+    });
+  });
+}
+
+// `cad_refine` and `cad_render` at once, each coarse sample evaluated once; rays->depths [B, R, 1]: where they enter
+// the box. to->samples: the ascending union's distances [B, R, S + T], or null.
+int cad_render_hierarchical(const Sizes* sizes, const Planes* planes, const Rays* rays, const Decoder* decoder,
+                            const Draws* draws, const Outputs* to) {
+  Sizes s = *sizes;
+  s.samples = draws->coarse_count;
+  const int64_t size = draws->coarse_count + draws->fine_count;
+  const Layers layers(s, *decoder);
+  return for_each_piece(s, *planes, [&] { return Scratch(layers, size, layers.features); },
+                        [&](Scratch& scratch, const float* packed, int64_t first, int64_t last) {
+    clear(s, *to, first, last);
+    if (to->samples)
+      for (int64_t ray = first; ray < last; ++ray) std::fill_n(to->samples + ray * size, size, rays->leave[ray]);
+    for_each_tile(first, last, has_chord(*sizes, *rays), [&](const int64_t* chosen, int count) {
+      Tile t = tile(rays->origins, rays->directions, rays->leave, chosen, count);
+      render_tile_hierarchically(s, packed, rays->depths, layers, *draws, t, scratch, *to);
     });
   });
 }
 
 // Coarse positions [B, R, S] (at distances rays->depths) and ascending draws [B, R, T], all in [0, 1], to the ascending
 // union [B, R, S + T] of the coarse positions and those that the coarse weights choose.
-void cad_refine(const Sizes* sizes, const float* planes, const Rays* rays, const Decoder* decoder, float* const* given,
-                int64_t fine, float uniform_share) {
+int cad_refine(const Sizes* sizes, const Planes* planes, const Rays* rays, const Decoder* decoder, float* const* given,
+               int64_t fine, float uniform_share) {
   const Sizes& s = *sizes;
   const float *coarse = given[0], *draws = given[1];
   float* positions = given[2];
-  for_each_piece(s, [&](int64_t volume, int64_t first, int64_t last) {
+  const Layers layers(s, *decoder);
+  return for_each_piece(s, *planes, [&] { return Scratch(layers, s.samples + fine, 0); },
+                        [&](Scratch& scratch, const float* packed, int64_t first, int64_t last) {
     std::fill(positions + first * (s.samples + fine), positions + last * (s.samples + fine), 0.f);
-    Block block(s);
-    Memory weights(new Lanes[s.samples]);
-    std::vector<float> scratch(2 * s.samples + fine);
-    for_each_tile(s, *rays, first, last, false, [&](const Tile& t) {
-      Lanes thickness = {}, slope, arriving;
-      std::fill_n(weights.get(), s.samples, Lanes{});
-      for (int64_t at = 0; at < s.samples; at += kSteps) {
-        if (!place(s, *rays, t, at, block)) continue;
-        read_planes(s, planes + volume * s.packed(), block);
-        decode<false>(s, *decoder, 1, block);
-        for (int v = 0; v < block.steps; ++v)
-          weights[at + v] = composite(density(block, v, slope), block.distance[v + 1] - block.distance[v], thickness,
-                                      arriving);
-      }
-      refine_tile(s, t, weights.get(), coarse, draws, fine, uniform_share, scratch.data(), positions);
+    for_each_tile(first, last, has_chord(s, *rays), [&](const int64_t* chosen, int count) {
+      Tile t = tile(rays->origins, rays->directions, rays->leave, chosen, count);
+      refine_tile(s, packed, *rays, layers, coarse, draws, uniform_share, t, scratch, positions);
     });
   });
 }

@@ -1,6 +1,10 @@
 // Vectors of rays on a CPU: one lane is one ray. GCC's vector types; the compiler maps them to AVX-512, AVX2 or less.
 #pragma once
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 #include <cstring>
 
@@ -29,6 +33,16 @@ template <> CAD_HD Lanes rounded<Lanes>(Lanes x) {
   return x;
 }
 
+#ifdef __AVX512F__
+// As the definitions of volume.h, of which the compiler would make two instructions and more.
+template <> CAD_HD Lanes larger<Lanes>(Lanes a, Lanes b) { return (Lanes)_mm512_max_ps((__m512)a, (__m512)b); }
+template <> CAD_HD Lanes smaller<Lanes>(Lanes a, Lanes b) { return (Lanes)_mm512_min_ps((__m512)a, (__m512)b); }
+template <> CAD_HD Lanes scaled<Lanes>(Lanes x, Lanes shifted) {
+  return (Lanes)_mm512_scalef_ps((__m512)x, (__m512)(shifted - kShift));
+}
+#endif
+template <> CAD_HD Lanes minus_absolute<Lanes>(Lanes x) { return (Lanes)((Whole)x | (int32_t)0x80000000); }
+
 template <> CAD_HD Lanes reciprocal<Lanes>(Lanes x) {
 #ifdef __AVX512F__
   Lanes rough = __builtin_ia32_rcp14ps512_mask(x, Lanes{}, 0xffff);  // error 2^-14; one step of Newton's squares it
@@ -38,7 +52,7 @@ template <> CAD_HD Lanes reciprocal<Lanes>(Lanes x) {
 #endif
 }
 
-// Four vectors of consecutive steps: chains that do not wait for each other hide the latency of the activations.
+// Four vectors: chains that do not wait for each other hide the latency of the activations.
 constexpr int kQuad = 4;
 struct Quad {
   Lanes v[kQuad];
@@ -66,13 +80,17 @@ CAD_HD Quad select(QuadMask condition, Quad yes, Quad no) { CAD_EACH(Quad, condi
 template <> CAD_HD Quad every<Quad>(float value) { CAD_EACH(Quad, every<Lanes>(value)); }
 template <> CAD_HD Quad power_of_two<Quad>(Quad x) { CAD_EACH(Quad, power_of_two(x.v[i])); }
 template <> CAD_HD Quad reciprocal<Quad>(Quad x) { CAD_EACH(Quad, reciprocal(x.v[i])); }
+template <> CAD_HD Quad larger<Quad>(Quad a, Quad b) { CAD_EACH(Quad, larger(a.v[i], b.v[i])); }
+template <> CAD_HD Quad smaller<Quad>(Quad a, Quad b) { CAD_EACH(Quad, smaller(a.v[i], b.v[i])); }
+template <> CAD_HD Quad scaled<Quad>(Quad a, Quad b) { CAD_EACH(Quad, scaled(a.v[i], b.v[i])); }
+template <> CAD_HD Quad minus_absolute<Quad>(Quad a) { CAD_EACH(Quad, minus_absolute(a.v[i])); }
 #undef CAD_EACH
 
-// Call visit(v, x) for the steps of a row: x is a Quad where four are left, else Lanes.
-template <class Visit> CAD_HD void for_steps(int steps, Visit visit) {
+// Call visit(v, x) for `count` vectors: x is a Quad where four are left, else Lanes.
+template <class Visit> CAD_HD void for_vectors(int count, Visit visit) {
   int v = 0;
-  for (; v + kQuad <= steps; v += kQuad) visit(v, Quad{});
-  for (; v < steps; ++v) visit(v, Lanes{});
+  for (; v + kQuad <= count; v += kQuad) visit(v, Quad{});
+  for (; v < count; ++v) visit(v, Lanes{});
 }
 
 CAD_HD void read(const Lanes* from, Lanes& x) { x = *from; }
@@ -85,14 +103,6 @@ CAD_HD void write(Lanes* to, Quad x) {
 #pragma GCC unroll 4
   for (int i = 0; i < kQuad; ++i) to[i] = x.v[i];
 }
-CAD_HD void spread(Lanes one, Lanes& x) { x = one; }
-CAD_HD void spread(Lanes one, Quad& x) {
-#pragma GCC unroll 4
-  for (int i = 0; i < kQuad; ++i) x.v[i] = one;
-}
-CAD_HD Lanes add_steps(Lanes x) { return x; }
-CAD_HD Lanes add_steps(Quad x) { return (x.v[0] + x.v[1]) + (x.v[2] + x.v[3]); }
-
 CAD_HD Lanes load(const float* from) {
   Lanes x;
   memcpy(&x, from, sizeof x);
@@ -100,6 +110,24 @@ CAD_HD Lanes load(const float* from) {
 }
 
 CAD_HD void store(float* to, Lanes x) { memcpy(to, &x, sizeof x); }
+
+// from[index] of each lane.
+CAD_HD Lanes gather(const float* from, Whole index) {
+#ifdef __AVX512F__
+  return (Lanes)_mm512_i32gather_ps((__m512i)index, from, 4);
+#else
+  Lanes x;
+  for (int i = 0; i < kLanes; ++i) x[i] = from[index[i]];
+  return x;
+#endif
+}
+
+// The number of each lane.
+const Whole kLane = [] {
+  Whole found;
+  for (int i = 0; i < kLanes; ++i) found[i] = i;
+  return found;
+}();
 
 CAD_HD float total(Lanes x) {
   float sum = 0.f;
@@ -128,80 +156,6 @@ CAD_HD void transpose(Lanes (&rows)[kLanes]) {
   exchange<4>(rows);
   exchange<2>(rows);
   exchange<1>(rows);
-}
-
-// Steps along the rays that are decoded together, and the distance between rows of a [channels][kSteps] block.
-constexpr int kSteps = 16;
-
-template <int J, class Steps, class Done>
-CAD_HD void multiply_tile(const float* weight, int inner, const Lanes* in, int j, int v, Done& done) {
-  constexpr int V = sizeof(Steps) / sizeof(Lanes);
-  Lanes sum[J][V] = {};
-  for (int c = 0; c < inner; ++c) {
-    Lanes x[V];
-#pragma GCC unroll 4
-    for (int b = 0; b < V; ++b) x[b] = in[c * kSteps + v + b];
-#pragma GCC unroll 4
-    for (int a = 0; a < J; ++a)
-#pragma GCC unroll 4
-      for (int b = 0; b < V; ++b) sum[a][b] += x[b] * weight[(j + a) * inner + c];
-  }
-#pragma GCC unroll 4
-  for (int a = 0; a < J; ++a) {
-    Steps row;
-    read(sum[a], row);
-    done(j + a, v, row);
-  }
-}
-
-template <int J, class Done>
-inline void multiply_rows(const float* weight, int inner, const Lanes* in, int steps, int j, Done& done) {
-  for_steps(steps, [&](int v, auto kind) { multiply_tile<J, decltype(kind)>(weight, inner, in, j, v, done); });
-}
-
-// done(j, v, sum over c of weight[j][c] in[c][v]) for the rows from `first` to `last` and all steps, four at a time.
-template <class Done>
-inline void multiply(const float* weight, int first, int last, int inner, const Lanes* in, int steps, Done done) {
-  int j = first;
-  for (; j + 4 <= last; j += 4) multiply_rows<4>(weight, inner, in, steps, j, done);
-  for (; j < last; ++j) multiply_rows<1>(weight, inner, in, steps, j, done);
-}
-
-template <int K, int J>
-CAD_HD void outer_tile(const Lanes* a, const Lanes* b, int columns, int steps, int k, int j, Lanes* table) {
-  Lanes sum[K][J] = {};
-  for (int v = 0; v < steps; ++v) {
-    Lanes x[J];
-#pragma GCC unroll 4
-    for (int q = 0; q < J; ++q) x[q] = b[(j + q) * kSteps + v];
-#pragma GCC unroll 4
-    for (int p = 0; p < K; ++p)
-#pragma GCC unroll 4
-      for (int q = 0; q < J; ++q) sum[p][q] += a[(k + p) * kSteps + v] * x[q];
-  }
-#pragma GCC unroll 4
-  for (int p = 0; p < K; ++p)
-#pragma GCC unroll 4
-    for (int q = 0; q < J; ++q) table[(k + p) * columns + j + q] += sum[p][q];
-}
-
-template <int K> inline void outer_rows(const Lanes* a, const Lanes* b, int columns, int steps, int k, Lanes* table) {
-  int j = 0;
-  for (; j + 4 <= columns; j += 4) outer_tile<K, 4>(a, b, columns, steps, k, j, table);
-  for (; j < columns; ++j) outer_tile<K, 1>(a, b, columns, steps, k, j, table);
-}
-
-// table[k][j] += sum over v of a[k][v] b[j][v], lane by lane.
-inline void outer(const Lanes* a, int rows, const Lanes* b, int columns, int steps, Lanes* table) {
-  int k = 0;
-  for (; k + 4 <= rows; k += 4) outer_rows<4>(a, b, columns, steps, k, table);
-  for (; k < rows; ++k) outer_rows<1>(a, b, columns, steps, k, table);
-}
-
-// bias[k] += sum over v of a[k][v], lane by lane.
-inline void add_up(const Lanes* a, int rows, int steps, Lanes* bias) {
-  for (int k = 0; k < rows; ++k)
-    for (int v = 0; v < steps; ++v) bias[k] += a[k * kSteps + v];
 }
 
 }  // namespace cad

@@ -4,14 +4,16 @@
 
 #ifdef __CUDACC__
 #define CAD_HD __host__ __device__ __forceinline__
+#define CAD_UNROLL _Pragma("unroll")
 #else
 #define CAD_HD inline __attribute__((always_inline))
+#define CAD_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 namespace cad {
 
-// What a device defines for its T: every() spreads a constant, power_of_two() works on bits, whole() and real() convert, rounded() forbids
-// that a product is fused with the sum behind it, reciprocal() may err by 2e-7.
+// What a device defines for its T: every() spreads a constant, power_of_two() works on bits, whole() and real()
+// convert, rounded() forbids that a product is fused with the sum behind it, reciprocal() may err by 2e-7.
 template <class T> CAD_HD T every(float value);
 template <class T> CAD_HD T power_of_two(T shifted);
 template <class T, class I> CAD_HD I whole(T x);
@@ -23,12 +25,17 @@ template <class M, class T> CAD_HD T select(M condition, T yes, T no) { return c
 // NaN in b is kept, NaN in a is not.
 template <class T> CAD_HD T larger(T a, T b) { return select(a > b, a, b); }
 template <class T> CAD_HD T smaller(T a, T b) { return select(a < b, a, b); }
+template <class T> CAD_HD T minus_absolute(T x) { return select(x < 0.f, x, -x); }
+
+constexpr float kShift = 12582912.f;  // 1.5 * 2^23: what is added to it is rounded to an integer
+// x * 2^(shifted - kShift), a whole power.
+template <class T> CAD_HD T scaled(T x, T shifted) { return x * power_of_two(shifted); }
 
 // Sum of coefficient[i] x^i, even and odd powers apart: half as many steps that wait for each other. The coefficients
 // below minimise the largest relative error over their interval.
 template <class T, int N> CAD_HD T polynomial(T x, const float (&coefficient)[N]) {
   T square = x * x, last = every<T>(coefficient[N - 1]), previous = every<T>(coefficient[N - 2]);
-#pragma GCC unroll 16
+  CAD_UNROLL
   for (int i = N - 3; i >= 1; i -= 2) {
     last = last * square + coefficient[i];
     previous = previous * square + coefficient[i - 1];
@@ -38,14 +45,13 @@ template <class T, int N> CAD_HD T polynomial(T x, const float (&coefficient)[N]
 
 // e^x, relative error below 3e-7 for x in [-87, 88]; x beyond is clamped to it, NaN stays NaN.
 template <class T> CAD_HD T exponential(T x) {
-  const float shift = 12582912.f;  // 1.5 * 2^23: what is added to it is rounded to an integer
-  const float terms[] = {1.f, 1.f, 0.49999991059303284f, 0.16666419804096222f, 0.041668232530355453f,
-                         0.008374898694455624f, 0.0013836742145940661f};
+  const float terms[] = {1.f, 1.f, 0.499992311000824f, 0.16667115688323975f, 0.041890326887369156f,
+                         0.008312487043440342f};
   x = smaller(every<T>(88.f), larger(every<T>(-87.f), x));
-  T shifted = x * 1.44269504f + shift;
-  T turns = shifted - shift;
+  T shifted = x * 1.44269504f + kShift;
+  T turns = shifted - kShift;
   T rest = (x - turns * 0.693359375f) + turns * 2.12194440e-4f;  // ln 2 in two parts, the first of them exact
-  return polynomial(rest, terms) * power_of_two(shifted);
+  return scaled(polynomial(rest, terms), shifted);
 }
 
 // 1 - e^-x for x >= 0 without cancellation, relative error below 3e-7.
@@ -57,23 +63,27 @@ template <class T> CAD_HD T absorbed(T x) {
 
 // softplus, relative error below 1e-6 for x >= -87; tail = e^-|x|.
 template <class T> CAD_HD T softplus(T x, T& tail) {
-  const float terms[] = {0.9999999403953552f, -0.4999949336051941f, 0.3331909775733948f,
-                         -0.2484298199415207f, 0.19106006622314453f, -0.13663244247436523f,
-                         0.07822593301534653f, -0.029505226761102676f, 0.005232691299170256f};  // log(1 + x) / x
+  const float terms[] = {0.9999998211860657f, -0.4999740421772003f, 0.33275479078292847f, -0.24495458602905273f,
+                         0.17745232582092285f, -0.10768158733844757f, 0.04408954828977585f,
+                         -0.008539186790585518f};  // log(1 + x) / x
   T zero = every<T>(0.f);
-  tail = exponential(select(x < 0.f, x, -x));
+  tail = exponential(minus_absolute(x));
   return larger(x, zero) + tail * polynomial(tail, terms);
 }
 
 // The logistic function, relative error below 1e-6; the second from e^-|x| of softplus, whose derivative it is.
 template <class T> CAD_HD T logistic(T x) { return reciprocal(1.f + exponential(-x)); }
-template <class T> CAD_HD T logistic(T x, T tail) { return select(x < 0.f, tail, every<T>(1.f)) * reciprocal(1.f + tail); }
+template <class T> CAD_HD T logistic(T x, T tail) {
+  return select(x < 0.f, tail, every<T>(1.f)) * reciprocal(1.f + tail);
+}
 
 // Radiance in (-0.001, 1.001) from a logistic value, and its derivative by what the logistic function was given.
-template <class T> CAD_HD T radiance(T s) { return s * 1.002f - 0.001f; }
-template <class T> CAD_HD T radiance_slope(T s) { return s * (1.f - s) * 1.002f; }
+constexpr float kRadianceScale = 1.002f, kRadianceStart = -0.001f;
+template <class T> CAD_HD T radiance(T s) { return s * kRadianceScale + kRadianceStart; }
+template <class T> CAD_HD T radiance_slope(T s) { return s * (1.f - s) * kRadianceScale; }
 
 constexpr float kDensityShift = 1.f;  // density = softplus(raw - 1)
+constexpr int kColors = 3;             // the first features lie on white
 
 // One coordinate of a point on a plane's texel grid, clamped to the outermost texel centres.
 template <class T, class I> struct Texel {
@@ -109,14 +119,18 @@ template <class T> CAD_HD T composite(T density, T spacing, T& thickness, T& arr
 }
 
 // Where along the chord, in [0, 1], the coarse weights of one ray lie: `positions` through their inverse distribution,
-// both ascending. share: scratch of `parts` floats. See `importance` in cad/render/reference.py.
-CAD_HD void inverse_distribution(const float* weights, int parts, const float* wanted, int count, float uniform_share,
-                                 float* share, float* positions) {
-  float sum = 0.f;
+// both ascending. share: scratch of `parts` floats, which may be where the weights are. See `importance` in
+// cad/render/reference.py.
+template <class Weights, class Share>
+CAD_HD void inverse_distribution(Weights weights, int parts, const float* wanted, int count, float uniform_share,
+                                 Share share, float* positions) {
+  float sum = 0.f, before = weights[0], here = before;
   for (int i = 0; i < parts; ++i) {
-    float before = weights[i > 0 ? i - 1 : 0], here = weights[i], after = weights[i + 1 < parts ? i + 1 : parts - 1];
+    float after = i + 1 < parts ? weights[i + 1] : here;
     share[i] = (larger(before, here) + larger(here, after)) / 2 + uniform_share / parts;
     sum += share[i];
+    before = here;
+    here = after;
   }
   int part = 0;
   float start = 0.f, width = share[0] / sum;
@@ -129,5 +143,20 @@ CAD_HD void inverse_distribution(const float* weights, int parts, const float* w
     positions[i] = (part + smaller(larger(inside, 0.f), 1.f)) / parts;
   }
 }
+
+// The bit of an occupancy grid (cad/render/inference.py) that a point falls to. A cell lies between neighbouring texel
+// centres of planes of `texels`^2; 2^shift cells along each axis share a bit, `side` bits make a row, x is the fastest.
+template <class T, class I> CAD_HD I place_in_grid(T x, T y, T z, int texels, int shift, int side, float half_side) {
+  I column = texel<T, I>(x, texels, half_side).low >> shift, row = texel<T, I>(y, texels, half_side).low >> shift;
+  return ((texel<T, I>(z, texels, half_side).low >> shift) * side + row) * side + column;
+}
+
+// That bit of word `place >> 5`: 1 where density above the grid's threshold may be.
+template <class I> CAD_HD I occupied(I word, I place) { return (word >> (place & 31)) & 1; }
+
+// Whether less than 1/1000 of the light passes what lies before a sample, so that inference stops there [ours: a
+// quarter of a grey level of 255]. NaN is never spent: it has to reach the picture.
+constexpr float kSpent = 6.9077554f;
+template <class T> CAD_HD auto spent(T thickness) { return thickness > kSpent; }
 
 }  // namespace cad

@@ -5,10 +5,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cad.camera import Poses, angle_between, camera_to_world
+from cad.camera import Poses, camera_to_world
 from cad.config import CameraSettings
 from cad.errors import UserError
-from cad.prior.truth import BANK, MAX_ANGLE_DEG, MIN_IOU, features, intersection_over_union, nearest, spiral_poses
+from cad.prior.truth import (
+    BANK,
+    MAX_ANGLE_DEG,
+    MIN_IOU,
+    distances,
+    features,
+    intersection_over_union,
+    nearest,
+    spiral_poses,
+    turns_to,
+)
 from cad.toyworld.dataset import Dataset
 from cad.toyworld.measures.questions import Question, Truth, asked_poses, pictures
 from cad.toyworld.world import render_views
@@ -44,7 +54,7 @@ def find_poses(
     """
     others = spiral_poses(BANK)
     places, true = directions(others), pictures(data, asked)
-    turns = angle_between(asked_poses(data, asked), others).rad2deg().numpy()  # [Q, BANK]
+    turns = turns_to(asked_poses(data, asked), others)
     found = np.empty((len(asked), 3))
     bad = intersection_over_union(shapes, truth.silhouettes) < MIN_IOU
     for subject in sorted({q.subject for q in asked}):
@@ -52,11 +62,9 @@ def find_poses(
         views = render_views(data.instances[subject], others, camera, data.images.shape[2])
         bank = features(views.images, views.silhouettes)
         wanted = features(samples[own], shapes[own])
-        found[own] = places[nearest(wanted, bank)]
-        targets = features(true[own], truth.silhouettes[own])
-        for k, sample, target in zip(own, wanted, targets, strict=True):
-            place = nearest(sample[None], np.concatenate([target[None], bank]))[0]
-            bad[k] |= bool(np.concatenate([[0.0], turns[k]])[place] > MAX_ANGLE_DEG)
+        found[own] = places[distances(wanted, bank).argmin(1)]
+        seen = nearest(wanted[:, None], features(true[own], truth.silhouettes[own]), bank)
+        bad[own] |= np.take_along_axis(turns[own], seen, 1)[:, 0] > MAX_ANGLE_DEG
     return Found(found, bad)
 
 

@@ -19,6 +19,8 @@ from cad.config import (
 )
 from cad.context import Context
 from cad.seeding import generator
+from cad.train.stage1 import train_stage1
+from cad.train.stage2 import train_stage2
 
 LPIPS = Path(__file__).parents[2] / "data/weights/lpips/alexnet.safetensors"
 
@@ -100,3 +102,32 @@ def prior(tmp_path):
         writer.write_shard(shard, images[list(writer.shard_range(shard))])
     writer.finish()
     return SimpleNamespace(folder=folder, images=images, poses=poses)
+
+
+@pytest.fixture
+def run1(first, shape, judge, camera, prior, context, tmp_path):
+    """A function that trains stage 1 into a folder of this name."""
+
+    def run(name, **changes):
+        out = tmp_path / name
+        out.mkdir(exist_ok=True)
+        train_stage1(first.model_copy(update=changes), shape, judge, camera, prior.folder, out, context)
+        return out
+
+    return run
+
+
+@pytest.fixture
+def run2(second, camera, models, prior, context, tmp_path, run1):
+    """A function that trains stage 2 into a folder of this name, after a stage 1 that is made once."""
+
+    def run(name, **changes):
+        before = tmp_path / "before"
+        if not before.is_dir():
+            run1("before", kimg=0.004)
+        out = tmp_path / name
+        out.mkdir(exist_ok=True)
+        train_stage2(second.model_copy(update=changes), camera, models, before, prior.folder, out, context)
+        return out
+
+    return run

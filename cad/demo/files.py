@@ -34,6 +34,7 @@ FORMER = ".former" + PARTIAL  # ends as what is partial does, so that it is neve
 SCHEMA = 1
 MANIFEST = "demo.json"
 STAGES = ("input", "stage2", "orbit", "evaluate")  # the stages whose folders are packed
+SEEDS = 2  # whose videos and frames are packed, of each branch [ours]: the weights make all others
 COLUMNS = 8  # azimuths of a row of frames, 45 deg apart [ours]
 PRECISION = "float16"
 AVERAGED = ("generator_ema", "upsampler_ema")  # what renders; optimisers and discriminators only train
@@ -129,7 +130,7 @@ def write_demo(entry: str, runs: Mapping[str, Path], folder: Path) -> None:
         copy(runs["input"] / name, folder / "input" / name)
     copy(runs["evaluate"] / "metrics.json", folder / "metrics.json")
     for branch in orbit.branches:
-        for seed in orbit.seeds:
+        for seed in orbit.seeds[:SEEDS]:
             name = f"{branch}-seed-{seed:04d}.mp4"
             copy(runs["orbit"] / name, folder / "videos" / name)
     write_weights(runs["stage2"], folder / "weights")
@@ -192,7 +193,7 @@ def chosen_places(frames: int) -> list[int]:
 def chosen_frames(orbit: Orbit, truth: Path) -> tuple[list[tuple[str, int]], NDArray[np.uint8]]:
     """Rows of frames, 3D before 2D before the true object (if its strip of views is there), and their names."""
     places = chosen_places(len(orbit))
-    rows = [(branch, seed) for branch in sorted(orbit.branches, reverse=True) for seed in orbit.seeds]
+    rows = [(branch, seed) for branch in sorted(orbit.branches, reverse=True) for seed in orbit.seeds[:SEEDS]]
     frames = [np.stack([orbit.frame(branch, seed, k) for k in places]) for branch, seed in rows]
     if truth.is_file():
         frames.append(read_strip(truth, len(orbit), orbit.resolution)[places])

@@ -73,6 +73,14 @@ def test_input_scores_and_videos_are_copies(packed: Path, finished: Runs) -> Non
     assert open_demo(packed).reference.prompt == "a mug with a broad handle"
 
 
+def test_of_many_seeds_the_first_are_packed(finished: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cad.demo.files.SEEDS", 1)
+    pack_run("mug", finished, tmp_path / "mug")
+    demo = open_demo(tmp_path / "mug")
+    assert [path.name for path in demo.videos] == ["2d-seed-0000.mp4", "3d-seed-0000.mp4"]
+    assert demo.rows == [("3d", 0), ("2d", 0), ("truth", 0)]
+
+
 def test_equal_runs_are_equal_bytes_and_a_packed_one_is_replaced(packed: Path, finished: Runs, tmp_path: Path) -> None:
     before = digest(packed)
     (packed / "stale.txt").write_text("of an earlier version")

@@ -85,11 +85,15 @@ SECTIONS = [
           "cad.prior.prune:count_bad_pixels cad.prior.prune:dilate", "prune.dilation_px prune.max_bad_pixels", "prune"),
     Entry("Sec. 3.3", "Of a kept view the sample with the highest CLIP score", IMPLEMENTED, "cad.prior.prune:decide",
           "prune.enabled", "prune"),
-    Entry("Sec. 3.3", "Refinement: noise, then denoising by a text-guided model. Here a latent diffusion model; the "
-          "paper's two models are missing, see below", PARTLY, "cad.prior.refine:refine_prior "
-          "cad.prior.latent_diffusion:LatentDiffusion.sdedit", "refine.kind refine.draws", "refine"),
-    Entry("Sec. 3.3", "Refinement by ControlNet on depth: `refine.kind` names it, it is refused at run time", NOT_YET),
-    Entry("Sec. 3.3", "Refinement by DeepFloyd IF: `refine.kind` names it, it is refused at run time", NOT_YET),
+    Entry("Sec. 3.3", "Refinement: noise, then denoising by a text-guided model", IMPLEMENTED,
+          "cad.prior.refine:refine_prior cad.prior.latent_diffusion:LatentDiffusion.sdedit", "refine.kind refine.draws",
+          "refine"),
+    Entry("Sec. 3.3", "Refinement by ControlNet on depth; proved on stand-ins, the published weights were never run",
+          IMPLEMENTED, "cad.prior.controlnet:ControlNetRefiner cad.prior.depth:DepthEstimator",
+          "refine.controlnet_depth models.controlnet models.depth", "refine"),
+    Entry("Sec. 3.3", "Refinement by DeepFloyd IF; proved on stand-ins, the published weights were never run",
+          IMPLEMENTED, "cad.prior.deepfloyd:DeepFloydRefiner",
+          "refine.deepfloyd_if models.deepfloyd_stage1 models.deepfloyd_stage2", "refine"),
     Entry("Sec. 4", "Data: one image and a prompt per object. Missing: matting and captioning networks, the paper's "
           "images, Synthetic-NeRF and Synthetic-NSVF", PARTLY, "cad.inputs.prepare:prepare_input",
           "input.resolution objects.robot.image objects.robot.prompt", "input"),
@@ -119,8 +123,8 @@ SECTIONS = [
     Entry("App. C", "Two training stages, ADA off in the second", IMPLEMENTED,
           "cad.train.stage1:train_stage1 cad.models.ada", "stage1.kimg stage2.kimg", "stage1 stage2"),
     Entry("App. C", "The reference's polar angle is estimated; here it is given, `reference_polar_deg`", NOT_YET),
-    Entry("App. D", "Noise strength controls the diversity; no study of it is run", SETTINGS, "", "refine.strength",
-          "refine"),
+    Entry("App. D", "Noise strength controls the diversity; no study of it is run", SETTINGS, "",
+          "refine.latent_diffusion.strength", "refine"),
     Entry("App. D", "Consistency training against upsampling in 2D alone; not run", SETTINGS, "", "stage2.branch_3d",
           "stage2"),
 ]
@@ -157,8 +161,8 @@ FIGURES = [
     Entry("Fig. 7", "Impact of the refinement; the figure is not made", SETTINGS, "", "refine.enabled", "refine"),
     Entry("Fig. 8", "Single mode against distribution", NOT_YET),
     Entry("Fig. 9", "User preferences", NOT_YET),
-    Entry("Fig. 10", "Effects of the noise strength; the figure is not made", SETTINGS, "", "refine.strength",
-          "refine"),
+    Entry("Fig. 10", "Effects of the noise strength; the figure is not made", SETTINGS, "",
+          "refine.latent_diffusion.strength", "refine"),
     Entry("Fig. 11", "Refined samples beside raw ones (`contact.png`)", IMPLEMENTED, "cad.prior.refine:contact_sheet",
           "",
           "refine"),
@@ -196,9 +200,13 @@ NUMBERS = [
     Entry("App. C", "ADA on in the first stage", IMPLEMENTED, "cad.models.ada:AdaController", "stage1.ada_enabled",
           "stage1", True),
     Entry("App. C", "ADA off in the second stage", IMPLEMENTED, "cad.train.distill:PLAIN", "", "stage2"),
-    Entry("Sec. 4", "Noise strength 0.8 for the ControlNet", SETTINGS, "", "refine.strength", "refine", 0.8),
-    Entry("Sec. 4", "Noise strengths 0.3 and 0.7 for DeepFloyd's two resolutions", NOT_YET),
-    Entry("Fig. 10", "Noise strengths 0.4 to 1.0", SETTINGS, "", "refine.strength", "refine"),
+    Entry("Sec. 4", "Noise strength 0.8 for the ControlNet", IMPLEMENTED, "cad.prior.controlnet:ControlNetRefiner",
+          "refine.controlnet_depth.strength", "refine", 0.8),
+    Entry("Sec. 4", "Noise strength 0.3 for DeepFloyd's low resolution", IMPLEMENTED,
+          "cad.prior.deepfloyd:DeepFloydRefiner", "refine.deepfloyd_if.stage1.strength", "refine", 0.3),
+    Entry("Sec. 4", "Noise strength 0.7 for DeepFloyd's high resolution", IMPLEMENTED,
+          "cad.prior.deepfloyd:DeepFloydRefiner", "refine.deepfloyd_if.stage2.strength", "refine", 0.7),
+    Entry("Fig. 10", "Noise strengths 0.4 to 1.0", SETTINGS, "", "refine.latent_diffusion.strength", "refine"),
     Entry("Sec. 4", "120 frames in an orbit", IMPLEMENTED, "cad.camera:orbit_poses", "orbit.frames", "orbit", 120),
     Entry("Sec. 4", "1 200 images scored", NOT_YET),
     Entry("Table 1", "CLIP ViT-L/14 and ViT-B/32. They can be loaded, but are not bundled and were never run", PARTLY,
@@ -211,6 +219,7 @@ NUMBERS = [
     Entry("App. B", "10 images, 22 participants, first choice of more than 92 %", NOT_YET),
 ]
 # fmt: on
+NULL = "null"  # what a profile does not use
 MAP = {"Sections": SECTIONS, "Equations": EQUATIONS, "Figures and tables": FIGURES, "Numbers": NUMBERS}
 
 
@@ -287,8 +296,12 @@ def _names(symbol: str, part: str, named: dict[str, str]) -> bool:
 
 
 def _value(content: Any, path: str) -> Any:
+    """What stands at a path; `NULL` at or below a key that is written as null, None where there is no such key."""
     for key in path.split("."):
-        content = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(content, dict) or key not in content:
+            return None
+        if (content := content[key]) is None:
+            return NULL
     return content
 
 

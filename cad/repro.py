@@ -11,10 +11,10 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from cad.config import Params
+from cad.config import TABLES, Params
 from cad.errors import UserError
 
 EDGE = re.compile(r'^"(?P<stage>[^"]+)"(?: -> "(?P<below>[^"]+)")?;$')
@@ -39,8 +39,18 @@ def side_by_side(params: Params) -> int:
     return max(1, len(os.sched_getaffinity(0)) // params.runtime.threads) if params.runtime.device == "cpu" else 1
 
 
-def reproduce(jobs: int) -> None:
-    """Run what has changed, `jobs` stages at a time.
+def stages_of(params: Params, name: str) -> list[str]:
+    """DVC's names of the stages of an object: of all its entries in all tables."""
+    return [
+        f"{stage}@{entry}"
+        for stage, (table, _) in TABLES.items()
+        for entry in getattr(params, table)
+        if params.object_of(stage, entry) == name
+    ]
+
+
+def reproduce(jobs: int, only: Collection[str] | None = None) -> None:
+    """Run what has changed, `jobs` stages at a time; of the stages named in `only`, if it is given.
 
     Every line that a stage prints begins with its name. Once a stage has failed no other is begun, and those that run
     end first. Raises UserError that names the stages that failed, or where there is no pipeline or no DVC.
@@ -51,7 +61,10 @@ def reproduce(jobs: int) -> None:
     if shown.returncode:
         reason = (shown.stderr.strip().splitlines() or ["dvc dag failed"])[0].removeprefix("ERROR: ")
         raise UserError(f"dvc.yaml: {reason}; run this in the repository's folder")
-    if failed := _run(graph(shown.stdout), jobs):
+    needs = graph(shown.stdout)
+    if only is not None:
+        needs = {name: needs[name] & set(only) for name in needs if name in only}
+    if failed := _run(needs, jobs):
         raise UserError(f"{', '.join(failed)}: failed, see above; `cad repro` goes on where it stopped")
 
 

@@ -30,7 +30,7 @@ class Stage:
 
     function: str  # "module:function"
     reads: tuple[str, ...]  # stages whose folders it takes as `<stage>_dir`
-    models: tuple[str, ...] = ()  # fields of ModelPaths it loads; any makes it take `models`
+    models: tuple[str, ...] = ()  # fields of ModelPaths it may load; any makes it take `models`
     source: bool = False  # takes `source`, the object's settings
     networks: tuple[str, ...] = ()  # sections it takes beside its own, by their names
     renders: bool = False  # whether the volume renderer makes part of it
@@ -40,7 +40,11 @@ STAGES = {
     "input": Stage("cad.inputs.prepare:prepare_input", reads=(), source=True),
     "prior": Stage("cad.prior.sample:sample_prior", reads=("input",), models=("zero123",)),
     "prune": Stage("cad.prior.prune:prune_prior", reads=("input", "prior"), models=("clip",), source=True),
-    "refine": Stage("cad.prior.refine:refine_prior", reads=("input", "prior", "prune"), models=("refiner",)),
+    "refine": Stage(
+        "cad.prior.refine:refine_prior",
+        reads=("input", "prior", "prune"),
+        models=("refiner", "controlnet", "depth", "deepfloyd_stage1", "deepfloyd_stage2"),
+    ),
     "stage1": Stage(
         "cad.train.stage1:train_stage1", reads=("refine",), networks=("generator", "discriminator"), renders=True
     ),
@@ -72,6 +76,8 @@ def run_stage(name: str, entry: str, params_file: Path) -> Path:
 
     stage, params = STAGES[name], load(params_file)
     fix_environment(params.runtime.threads)  # before the next import brings numpy, which reads it once
+    if not stage.reads:
+        require_picture(params, params.object_of(name, entry))
     from cad.artifacts import workspace, write_json
     from cad.render.choice import rendered_by
 
@@ -124,6 +130,15 @@ def identity(name: str, entry: str, params: "Params") -> dict[str, Any]:
     }
 
 
+def require_picture(params: "Params", name: str) -> None:
+    """UserError that says where to get the picture of an object that the paper names, if it is not there yet."""
+    if name not in params.objects:
+        raise UserError(f"objects.{name}: there is no such object; known: {', '.join(params.objects)}")
+    case, image = params.cases.get(name), Path(params.objects[name].image)
+    if case is not None and not image.is_file():
+        raise UserError(f"{image}: is missing; {case.bring}")
+
+
 def folders_read(name: str, entry: str, params: "Params") -> dict[str, Path]:
     """The upstream folders that a stage of an entry reads, by their stages."""
     above = params.ancestors(name, entry)
@@ -132,8 +147,10 @@ def folders_read(name: str, entry: str, params: "Params") -> dict[str, Path]:
 
 def models_read(name: str, entry: str, params: "Params") -> list[str]:
     """The weights that a stage of an entry loads: local files, local folders or model ids."""
-    scorers = getattr(params.resolve(name, entry)[0], "scorers", {})
-    return [getattr(params.models, field) for field in STAGES[name].models] + [s.model for s in scorers.values()]
+    settings = params.resolve(name, entry)[0]
+    fields = getattr(settings, "models", STAGES[name].models)  # settings that choose among models say which
+    scorers = getattr(settings, "scorers", {})
+    return [getattr(params.models, field) for field in fields] + [scorer.model for scorer in scorers.values()]
 
 
 def _source_digests(source: "ObjectSettings") -> dict[str, str]:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args
 
 import pytest
@@ -15,6 +16,7 @@ from omegaconf import OmegaConf
 from cad.config import Params, load
 from cad.config.sections import Family
 from cad.errors import UserError
+from cad.stages import models_read
 
 ROOT = Path(__file__).parents[1]
 
@@ -86,10 +88,13 @@ SOURCE = re.compile(r"Sec\.|App\.|Eq\.|paper|EG3D|StyleGAN2|Mimic3D|Zero-1-to-3|
 
 
 def test_every_setting_says_what_it_is_and_where_from_and_has_no_default() -> None:
-    for name, section in Params.model_fields.items():
-        for key, field in getattr(section.annotation, "model_fields", {}).items():
+    waiting = [(name, section.annotation) for name, section in Params.model_fields.items()]
+    for name, annotation in waiting:
+        for key, field in getattr(annotation, "model_fields", {}).items():
             assert SOURCE.search(field.description or ""), f"{name}.{key}: {field.description}"
             assert field.is_required(), f"{name}.{key}"
+            either = get_args(field.annotation) if isinstance(field.annotation, UnionType) else (field.annotation,)
+            waiting += [(f"{name}.{key}", each) for each in either]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +109,27 @@ def test_every_setting_says_what_it_is_and_where_from_and_has_no_default() -> No
         ("stage1.beta2", 1.0, "stage1.beta2: input should be less than 1"),
         ("stage1.kimg", float("inf"), "stage1.kimg: input should be a finite number"),
         ("refine.kind", "magic", "refine.kind: input should be 'latent-diffusion'"),
+        ("refine.kind", "deepfloyd-if", "refine: kind is deepfloyd-if, but deepfloyd_if is null; correct one of them"),
+        ("refine.precision", "float16", "refine: bf16 is for float32 weights, precision is float16: set bf16 to false"),
+        (
+            "refine.latent_diffusion.strenght",
+            1,
+            "refine.latent_diffusion.strenght: unknown key; did you mean strength?",
+        ),
+        (
+            "refines.robot-much",
+            {"prune": "robot", "latent_diffusion": {"strength": 2.0}},
+            "refines.robot-much.latent_diffusion.strength: input should be less than or equal to 1, not 2.0; it is",
+        ),
+        (
+            "refines.robot-depth",
+            {
+                "prune": "robot",
+                "kind": "controlnet-depth",
+                "controlnet_depth": {"strength": 0.8, "guidance": 7.5, "steps": 50, "conditioning_scale": 0.8},
+            },
+            "models.controlnet: is null, but refines.robot-depth refines by controlnet-depth; name a local folder",
+        ),
         ("prior.eta", None, "prior.eta: is missing"),
         ("objects.robot.reference_polar_deg", 190, "objects.robot.reference_polar_deg: input should be less than 180"),
         ("objects.robot.toyworld.sead", 1, "objects.robot.toyworld.sead: unknown key"),
@@ -180,6 +206,29 @@ def test_an_entry_overrides_its_section_alone(tmp_path: Path) -> None:
     few, upstream = params.resolve("prior", "robot-few")
     assert (few.samples, few.poses, upstream) == (1, MINI["prior"]["poses"], "robot")
     assert params.resolve("prior", "robot")[0] == params.prior
+
+
+def test_an_entry_overrides_one_key_of_a_section_within_its_own(tmp_path: Path) -> None:
+    entry = {"prune": "robot", "latent_diffusion": {"strength": 0.4}}
+    params = load(changed(tmp_path, "refines.robot-faithful", entry))
+    walk = params.resolve("refine", "robot-faithful")[0].latent_diffusion
+    assert walk == params.refine.latent_diffusion.model_copy(update={"strength": 0.4})
+    assert params.resolve("refine", "robot")[0] == params.refine
+
+
+def test_paper_s_entries_choose_their_refiner(tmp_path: Path) -> None:
+    """As in App. C: ControlNet for some objects, DeepFloyd for others, each with the profile's numbers for it."""
+    values = composed("profile=paper", "object=[robot,car]")
+    values["refines"]["car"]["kind"] = "deepfloyd-if"
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump(values))
+    params = load(file)
+    assert [params.resolve("refine", name)[0].kind for name in ("robot", "car")] == ["controlnet-depth", "deepfloyd-if"]
+    named = values["models"]
+    assert models_read("refine", "robot", params) == [named[key] for key in ("refiner", "controlnet", "depth")]
+    assert models_read("refine", "car", params) == [named[f"deepfloyd_stage{stage}"] for stage in (1, 2)]
+    walks = params.resolve("refine", "car")[0].deepfloyd_if
+    assert (walks.stage1.strength, walks.stage2.strength) == (0.3, 0.7)
 
 
 def test_a_stage1_entry_overrides_its_networks(tmp_path: Path) -> None:

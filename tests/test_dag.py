@@ -95,7 +95,8 @@ def test_stage_depends_on_its_settings(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_stage_depends_on_the_bundled_weights_it_loads(stage: str) -> None:
-    loaded = [Path(getattr(PARAMS.models, field)) for field in STAGES[stage].models]
+    named = [getattr(PARAMS.models, field) for field in STAGES[stage].models]
+    loaded = [Path(path) for path in named if path is not None]
     loaded += [Path(scorer.model) for scorer in PARAMS.evaluate.scorers.values()] if stage == "evaluate" else []
     deps = [Path(dep) for dep in DAG[stage]["do"]["deps"] if dep.startswith("data/weights")]
     assert all(any(path == dep or dep in path.parents for dep in deps) for path in loaded)

@@ -4,7 +4,23 @@ import sys
 
 import typer
 
-from cad.cli import demo, doctor, prior, report, repro, single, status, toyworld, train
+from cad.cli import (
+    data,
+    demo,
+    doctor,
+    elevation,
+    object,
+    plan,
+    prior,
+    report,
+    repro,
+    run,
+    single,
+    status,
+    toyworld,
+    train,
+    weights,
+)
 from cad.errors import UserError
 
 app = typer.Typer(
@@ -19,9 +35,15 @@ app.add_typer(train.app, name="train")
 app.command("orbit")(single.render)
 app.command("evaluate")(single.score)
 app.add_typer(report.app, name="report")
+object.app.command("elevation")(elevation.elevation)
+app.add_typer(object.app, name="object")
+app.add_typer(data.app, name="data")
+app.command("run")(run.run)
 app.command("repro")(repro.repro)
 app.command("status")(status.status)
 app.command("doctor")(doctor.doctor)
+app.command("plan")(plan.plan)
+app.add_typer(weights.app, name="weights")
 app.add_typer(demo.app, name="demo")
 app.add_typer(toyworld.app, name="toyworld")
 

@@ -25,7 +25,7 @@ def render(params: Params = PARAMS, work: Work = WORK) -> None:
 
 @app.command("train")
 def train_model(name: str, params: Params = PARAMS, work: Work = WORK, weights: Weights = WEIGHTS) -> None:
-    """Train clip, clip-evaluation, autoencoder, sharpen, zero123 or refiner; goes on where it stopped."""
+    """Train clip, clip-evaluation, autoencoder, sharpen, zero123, refiner, depth or controlnet; resumes."""
     from cad.toyworld import settings, train
 
     train.train(name, settings.load_settings(params), work, weights, typer.echo)
@@ -73,6 +73,22 @@ def prove_pruning(
 
     pruning.prove(settings.load_settings(params), profile, work, weights, reports, typer.echo)
     typer.echo(f"{reports / 'pruning.md'} written")
+
+
+@app.command("elevation")
+def measure_elevation(
+    params: Params = PARAMS,
+    profile: Annotated[str, typer.Option(help="Profile whose sampling and matcher are measured.")] = "mini",
+    weights: Weights = WEIGHTS,
+    reports: Annotated[Path, typer.Option(help="Folder that elevation.md goes to.")] = Path("reports"),
+) -> None:
+    """Measure estimated elevations on held-out instances (some minutes) and write reports/elevation.md."""
+    from cad.config.compose import compose
+    from cad.toyworld import elevation, settings
+
+    composed = compose(profile, [], Path("experiments"))
+    elevation.measure(settings.load_settings(params), composed, weights, reports, typer.echo)
+    typer.echo(f"{reports / 'elevation.md'} written")
 
 
 @app.command("object")

@@ -8,18 +8,22 @@ import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from types import UnionType
+from typing import Any, Self, TypeVar, get_args
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from cad.config.refine import RefineSettings
 from cad.config.rules import check_clamps, check_groups, check_patch
 from cad.config.sections import (
     CameraSettings,
+    CaseSettings,
     Count,
     DiscriminatorSettings,
+    ElevationSettings,
     EvaluateSettings,
     GeneratorSettings,
     InputSettings,
@@ -29,7 +33,6 @@ from cad.config.sections import (
     OrbitSettings,
     PriorSettings,
     PruneSettings,
-    RefineSettings,
     ReportSettings,
     RuntimeSettings,
     ScorerSettings,
@@ -43,8 +46,10 @@ from cad.errors import UserError
 
 __all__ = [
     "CameraSettings",
+    "CaseSettings",
     "Count",
     "DiscriminatorSettings",
+    "ElevationSettings",
     "EvaluateSettings",
     "GeneratorSettings",
     "InputSettings",
@@ -63,6 +68,7 @@ __all__ = [
     "Stage2Settings",
     "ToyworldSettings",
     "TrackingSettings",
+    "check",
     "load",
 ]
 
@@ -94,6 +100,8 @@ class Params(Section):
     camera: CameraSettings
     models: ModelPaths
     objects: dict[Name, ObjectSettings]
+    cases: dict[Name, CaseSettings] = Field(default={}, description="objects that the paper names; may be left out")
+    elevation: ElevationSettings
     input: InputSettings
     inputs: Table
     prior: PriorSettings
@@ -121,6 +129,8 @@ class Params(Section):
             for entry in getattr(self, table):
                 self.resolve(section, entry)
                 self._check_name(section, table, entry)
+        for entry in self.refines:
+            self._check_refiner(entry)
         for entry in self.stage1s:
             self._check_networks(entry)
         for entry in self.stage2s:
@@ -153,7 +163,7 @@ class Params(Section):
             if not isinstance(overrides, dict):
                 raise UserError(f"{where}: holds no mapping; write the settings to override under it")
         settings: Section = getattr(self, section)
-        return _validate(type(settings), {**settings.model_dump(), **overrides}, f"{where}."), upstream
+        return _validate(type(settings), _overridden(settings, overrides), f"{where}."), upstream
 
     def object_of(self, section: str, entry: str) -> str:
         """The object that an entry is about, found by walking up the tables."""
@@ -177,6 +187,16 @@ class Params(Section):
         name = self.object_of(section, entry)
         if entry != name and not entry.startswith(f"{name}-"):
             raise UserError(f"{table}.{entry}: is about the object {name}; rename it to {name} or {name}-SOMETHING")
+
+    def _check_refiner(self, entry: str) -> None:
+        """What a refiner loads must be named."""
+        settings = self.resolve("refine", entry)[0]
+        for field in settings.models:
+            if getattr(self.models, field) is None:
+                raise UserError(
+                    f"models.{field}: is null, but refines.{entry} refines by {settings.kind}; "
+                    "name a local folder or a Hugging Face id"
+                )
 
     def _check_networks(self, entry: str) -> None:
         """What several sections must agree on for stage 1."""
@@ -206,6 +226,15 @@ class Params(Section):
                 check_patch(stage2.patch_size, generator.output_resolution)
 
 
+def _overridden(settings: Section, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The values of a section under an entry's overrides; a section within it is overridden key by key, too."""
+    values = settings.model_dump() | overrides
+    for key, value in overrides.items():
+        if isinstance(nested := getattr(settings, key, None), Section) and isinstance(value, dict):
+            values[key] = _overridden(nested, value)
+    return values
+
+
 @contextmanager
 def _named(entry: str) -> Iterator[None]:
     """Say of which entry a UserError speaks."""
@@ -229,10 +258,15 @@ def load(path: Path) -> Params:
         raise UserError(f"{path}: {line}is no valid YAML ({problem}); correct it") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds no mapping; compose it with `dvc exp run -S profile=mini`")
+    return check(values, str(path))
+
+
+def check(values: dict[str, Any], origin: str) -> Params:
+    """Settings that were read or composed, as checked ones; a UserError begins with their origin."""
     try:
         return _validate(Params, values, "")
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{origin}: {error}") from None
 
 
 def _validate(model: type[S], values: dict[str, Any], where: str) -> S:
@@ -267,15 +301,21 @@ def _field(model: type[Section], location: tuple[int | str, ...]) -> Any:
     for part in location:
         fields = getattr(owner, "model_fields", {})
         field = fields.get(part)
-        owner = field.annotation if field is not None else None
+        owner = _section_of(field.annotation) if field is not None else None
     return field
 
 
 def _field_names(model: type[Section], location: tuple[int | str, ...]) -> list[str]:
     """Known keys of the section at a location."""
     field = _field(model, location)
-    owner = model if not location else getattr(field, "annotation", None)
+    owner = model if not location else _section_of(getattr(field, "annotation", None))
     return list(getattr(owner, "model_fields", {}))
+
+
+def _section_of(annotation: Any) -> Any:
+    """The section within `Section | None`; any other annotation as it is."""
+    members = get_args(annotation) if isinstance(annotation, UnionType) else ()
+    return next((each for each in members if hasattr(each, "model_fields")), annotation)
 
 
 def _unknown(kind: str, name: object, known: dict[str, Any]) -> str:

@@ -67,10 +67,20 @@ class CameraSettings(Section):
 
 
 class ModelPaths(Section):
-    """The frozen networks: a local folder or a Hugging Face model id (lpips: a safetensors file)."""
+    """The frozen networks: a local folder, or a Hugging Face id at a revision, `owner/name@commit` (lpips: a file)."""
 
     zero123: Text = Field(description="view-conditioned diffusion model (Sec. 3.3)")
-    refiner: Text = Field(description="text-guided diffusion model that refines samples (Sec. 3.3)")
+    refiner: Text = Field(description="text-guided latent diffusion model that refines samples (Sec. 3.3)")
+    controlnet: Text | None = Field(
+        description="ControlNet that guides `refiner` by depth (App. C), null where nothing is refined by it"
+    )
+    depth: Text | None = Field(description="DPT whose depth the ControlNet follows (App. C), null like `controlnet`")
+    deepfloyd_stage1: Text | None = Field(
+        description="DeepFloyd IF's 64 px model with T5 (App. C), null where nothing is refined by it"
+    )
+    deepfloyd_stage2: Text | None = Field(
+        description="DeepFloyd IF's super-resolution model (App. C), null like `deepfloyd_stage1`"
+    )
     clip: Text = Field(description="CLIP whose image similarity prunes samples (Eq. 11); not the evaluation's")
     lpips: Text = Field(description="AlexNet LPIPS weights (Eq. 10); the paper names no backbone, AlexNet is [ours]")
 
@@ -92,6 +102,14 @@ class ObjectSettings(Section):
     toyworld: ToyworldSettings | None = Field(description="the procedural truth behind the image, or null")
 
 
+class CaseSettings(Section):
+    """An object that the paper names and whose picture is to be brought, for the paper publishes none."""
+
+    shown: Text = Field(description="where the paper shows it")
+    prompt: Text | None = Field(description="the paper's prompt, null where it gives none")
+    bring: Text = Field(description="where its picture is to come from, and the command that takes it up")
+
+
 class InputSettings(Section):
     """Matting and centring (Zero-1-to-3's preparation, Sec. 4)."""
 
@@ -102,6 +120,34 @@ class InputSettings(Section):
     min_side: Count = Field(description="smaller images are refused [px]; [ours]")
 
 
+class ElevationSettings(Section):
+    """The polar angle of a photograph by One-2-3-45's estimator (App. C); all but the algorithm is [ours]."""
+
+    matcher: Literal["patches", "loftr"] = Field(description="patches needs no weights, [ours]; loftr is One-2-3-45's")
+    loftr: Text | None = Field(description="LoFTR's weights, .safetensors or .ckpt; null for patches; App. C")
+    turn_deg: float = Field(gt=0, lt=45, description="how far off the neighbours are [deg]; 10 in One-2-3-45 (App. C)")
+    draws: Count = Field(description="how often Zero-1-to-3 draws the four neighbours; 1 in One-2-3-45")
+    white_threshold: Gray = Field(description="a pixel with a channel below this is foreground [gray]; [ours]")
+    patch_px: int = Field(ge=3, description="side of a compared patch, odd [px]; [ours]")
+    window: Rate = Field(description="a match lies at most this far away in x and in y [image sides]; [ours]")
+    min_texture: NotNegative = Field(description="least smaller eigenvalue of a patch's structure tensor; [ours]")
+    min_correlation: float = Field(ge=-1, le=1, description="least correlation of matched patches; [ours]")
+    max_return_px: NotNegative = Field(description="a match searched backwards ends at most so far off [px]; [ours]")
+    join: NotNegative = Field(description="points of two matches nearer than this are one [image sides]; [ours]")
+    outlier: Rate = Field(description="no reprojection counts as farther off than this [image sides]; [ours]")
+    min_tracks: Count = Field(description="fewer points matched in three views determine no angle; [ours]")
+    max_error: Rate = Field(description="nor does a least error above this [image sides]; [ours]")
+    min_contrast: Fraction = Field(description="nor a least error not this share below the largest one; [ours]")
+
+    @model_validator(mode="after")
+    def _matcher_is_whole(self) -> "ElevationSettings":
+        if self.patch_px % 2 == 0:
+            raise ValueError(f"patch_px must be odd, not {self.patch_px}")
+        if (self.matcher == "loftr") != (self.loftr is not None):
+            raise ValueError("loftr names the weights of matcher loftr, and is null for patches")
+        return self
+
+
 class PriorSettings(Section):
     """Sampling of the view-conditioned diffusion model (Sec. 3.3)."""
 
@@ -110,12 +156,25 @@ class PriorSettings(Section):
     steps: int = Field(ge=1, le=1000, description="DDIM steps; 50 in Zero-1-to-3")
     guidance: NotNegative = Field(description="classifier-free guidance scale; 3 in Zero-1-to-3")
     eta: Fraction = Field(description="DDIM noise, 0 deterministic; 1 in Zero-1-to-3's code")
-    bf16: bool = Field(description="the denoising network computes in bfloat16; [ours], for speed")
+    precision: Precision = Field(
+        description="of the weights and arithmetic of UNet and image encoder, half ones for GPUs; VAE, projection and "
+        "DDIM stay in float32; [ours], for memory and speed"
+    )
+    bf16: bool = Field(description="over float32 weights, the denoising network computes in bfloat16; [ours], speed")
+    offload: bool = Field(
+        description="UNet, VAE and image encoder lie in the CPU's memory but while they compute; [ours], for small GPUs"
+    )
     batch: Count = Field(
         description="images of one network call; [ours], changes speed, never which noise is drawn: images of another "
         "batch differ by rounding, by a grey level or, under bf16, up to 8"
     )
     shard_poses: Count = Field(description="poses of one file, the unit of resuming; [ours]")
+
+    @model_validator(mode="after")
+    def _one_precision(self) -> "PriorSettings":
+        if self.bf16 and self.precision != "float32":
+            raise ValueError(f"bf16 is for float32 weights, precision is {self.precision}: set bf16 to false")
+        return self
 
 
 class PruneSettings(Section):
@@ -133,26 +192,6 @@ class PruneSettings(Section):
         ge=-1, le=1, description="a least cosine below this rejects the pose; Eq. 11, the number is [ours]"
     )
     batch: Count = Field(description="images of one CLIP call; [ours], changes speed")
-
-
-class RefineSettings(Section):
-    """Diffuse-and-denoise of the kept samples with a text-guided model (Sec. 3.3, App. C)."""
-
-    enabled: bool = Field(description="false passes the kept samples on as they are; refinement is in Sec. 3.3")
-    kind: Literal["latent-diffusion", "controlnet-depth", "deepfloyd-if"] = Field(
-        description="family of the refiner; ControlNet-depth and DeepFloyd IF in App. C, latent-diffusion is [ours]"
-    )
-    strength: float = Field(gt=0, le=1, description="share of the noise schedule that is added; 0.3 to 0.8 in App. C")
-    guidance: NotNegative = Field(description="classifier-free guidance scale; diffusers' img2img defaults, [ours]")
-    steps: int = Field(ge=1, le=1000, description="length of the schedule, of which `strength` is run; [ours]")
-    bf16: bool = Field(description="encoder and denoising network compute in bfloat16; [ours], for speed")
-    draws: Count = Field(description="refined images of each kept pose; [ours], more draws make more diverse objects")
-    batch: Count = Field(
-        description="images of one network call; [ours], changes speed, never which noise is drawn: images of another "
-        "batch differ by rounding, by a grey level or, under bf16, up to 8"
-    )
-    view_prompts: bool = Field(description="append front, side, back or overhead view to the prompt (App. C)")
-    shard_poses: Count = Field(description="poses of one file, the unit of resuming; [ours]")
 
 
 class GeneratorSettings(Section):
@@ -272,9 +311,11 @@ class OrbitSettings(Section):
 class ScorerSettings(Section):
     """One CLIP that scores (Sec. 4)."""
 
-    kind: Literal["transformers", "open_clip"] = Field(description="the library that loads it")
+    kind: Literal["transformers", "open_clip", "proxy"] = Field(
+        description="the library that loads it; proxy is no CLIP (cad/evaluate/proxy.py), and its name has to say so"
+    )
     model: Text = Field(description="a local folder or model id, or an open_clip architecture")
-    pretrained: Text | None = Field(description="open_clip's weights tag; null for transformers")
+    pretrained: Text | None = Field(description="open_clip's weights tag; null for the others")
 
 
 class EvaluateSettings(Section):

@@ -81,7 +81,8 @@ def remote_folder() -> Path | None:
 
 def examine_weights(params: "Params", record: Record | None) -> list[Finding]:
     """Every network of `models` and every scorer of `evaluate`."""
-    found = [_weights(f"models.{name}", path, record) for name, path in params.models.model_dump().items()]
+    named = {name: path for name, path in params.models.model_dump().items() if path is not None}
+    found = [_weights(f"models.{name}", path, record) for name, path in named.items()]
     for name, scorer in params.evaluate.scorers.items():
         place = scorer.model.removeprefix("local-dir:")
         if scorer.kind == "open_clip" and place == scorer.model:

@@ -135,9 +135,16 @@ class OpenClipScorer:
         return unit(self.model.encode_text(self.tokenizer(texts).to(self.device)))
 
 
+def _load_proxy(name: str, settings: ScorerSettings, device: torch.device) -> Scorer:
+    from cad.evaluate.proxy import ProxyScorer  # which imports this file
+
+    return ProxyScorer(name, settings, device)
+
+
 KINDS: dict[str, Callable[[str, ScorerSettings, torch.device], Scorer]] = {
     "transformers": TransformersScorer,
     "open_clip": OpenClipScorer,
+    "proxy": _load_proxy,
 }
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cad.artifacts import InputArtifact, digest, read_image
+from cad.artifacts import InputArtifact, digest
 from cad.config import CameraSettings, InputSettings, ObjectSettings
 from cad.context import Context
 from cad.errors import UserError
+from cad.inputs.picture import read_picture
 
 
 def prepare_input(
@@ -20,24 +21,7 @@ def prepare_input(
     """
     prompt = read_prompt(Path(source.prompt))
     path = Path(source.image)
-    color, alpha = matte(read_picture(path, settings.min_side), settings.alpha_threshold, settings.white_threshold)
-    mask = alpha > settings.alpha_threshold
-    if not mask.any():
-        raise UserError(f"{path}: shows no object: every pixel is transparent or white; give another picture")
-    if mask.all():
-        raise UserError(f"{path}: has no background; give a picture with transparency or on white")
-    if source.framed:
-        if color.shape[0] != color.shape[1]:
-            raise UserError(f"{path}: is not square, which a framed picture must be; crop it or set framed: false")
-        picture, opacity = resize(color, alpha, settings.resolution, settings.resolution)
-    else:
-        picture, opacity = recenter(color, alpha, mask, settings.resolution, settings.object_fraction)
-    shown = opacity > settings.alpha_threshold
-    if not shown.any():
-        raise UserError(
-            f"{path}: the object is so thin that nothing of it is left at input.resolution {settings.resolution}; "
-            "crop the picture closer to it"
-        )
+    picture, shown = frame_picture(path, read_picture(path, settings.min_side), settings, source.framed)
     InputArtifact.write(
         out,
         image=picture,
@@ -49,6 +33,34 @@ def prepare_input(
         source=digest(path),
     )
     context.tracker.image("input", picture, step=0)
+
+
+def frame_picture(
+    path: Path, pixels: np.ndarray, settings: InputSettings, framed: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """A picture, uint8 [H, W, 4], as Zero-1-to-3 takes it: on white [R, R, 3] uint8, and its mask [R, R] bool.
+
+    Raises UserError, which names `path`, where no object or no background is left.
+    """
+    color, alpha = matte(pixels, settings.alpha_threshold, settings.white_threshold)
+    mask = alpha > settings.alpha_threshold
+    if not mask.any():
+        raise UserError(f"{path}: shows no object: every pixel is transparent or white; give another picture")
+    if mask.all():
+        raise UserError(f"{path}: has no background; give a picture with transparency or on white")
+    if framed:
+        if color.shape[0] != color.shape[1]:
+            raise UserError(f"{path}: is not square, which a framed picture must be; crop it or set framed: false")
+        picture, opacity = resize(color, alpha, settings.resolution, settings.resolution)
+    else:
+        picture, opacity = recenter(color, alpha, mask, settings.resolution, settings.object_fraction)
+    shown = opacity > settings.alpha_threshold
+    if not shown.any():
+        raise UserError(
+            f"{path}: the object is so thin that nothing of it is left at input.resolution {settings.resolution}; "
+            "crop the picture closer to it"
+        )
+    return picture, shown
 
 
 def read_prompt(path: Path) -> str:
@@ -63,21 +75,6 @@ def read_prompt(path: Path) -> str:
     if not words:
         raise UserError(f"{path}: the prompt is empty; write the object's description into it")
     return words
-
-
-def read_picture(path: Path, min_side: int) -> np.ndarray:
-    """A picture as uint8 [H, W, 4], upright; UserError when missing, broken or with a side below `min_side` pixels."""
-    pixels = read_image(path)
-    if pixels.dtype == np.uint16:
-        pixels = (pixels >> 8).astype(np.uint8)
-    height, width = pixels.shape[:2]
-    if min(height, width) < min_side:
-        raise UserError(f"{path}: is {width}x{height}, smaller than input.min_side {min_side}; give a larger picture")
-    if pixels.ndim == 2:
-        pixels = np.repeat(pixels[..., None], 3, axis=2)
-    if pixels.shape[2] == 3:
-        pixels = np.concatenate([pixels, np.full((height, width, 1), 255, np.uint8)], axis=2)
-    return pixels
 
 
 def matte(pixels: np.ndarray, alpha_threshold: int, white_threshold: int) -> tuple[np.ndarray, np.ndarray]:

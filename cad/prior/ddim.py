@@ -1,12 +1,14 @@
-"""Denoising diffusion: the training target, one guided DDIM walk, and noise that depends on no batch.
+"""Denoising diffusion: the training target, guided DDIM and DDPM walks, and noise that depends on no batch.
 
-The scheduler (schedule, prediction type, time steps) is diffusers' DDIMScheduler, configured by the checkpoint.
+The scheduler (schedule, prediction type, time steps) is diffusers' DDIMScheduler or, for models that predict their
+variance, DDPMScheduler, configured by the checkpoint.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
 Denoiser = Callable[[Tensor, int], Tensor]  # (noisy [B, C, h, w], time step) -> what the network predicts, same shape
@@ -27,14 +29,21 @@ class NoiseStreams:
         return torch.stack(draws).to(self.device, self.dtype)
 
 
-def in_precision(device: torch.device, bf16: bool) -> torch.autocast:
+def in_precision(device: torch.device, bf16: bool) -> AbstractContextManager[object]:
     """A context in which networks compute in bfloat16, or as they are; the walk itself keeps its precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    return _autocast(device, bf16)
 
 
-def full_precision(device: torch.device) -> torch.autocast:
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """A context that suspends `in_precision`: between 0.996 and 1 bfloat16 has nothing, near-white would be white."""
-    return torch.autocast(device.type, enabled=False)
+    return _autocast(device, False)
+
+
+def _autocast(device: torch.device, enabled: bool) -> AbstractContextManager[object]:
+    """Autocasting to bfloat16, or none; the meta device, on which models have shapes alone, knows no autocast."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def guide(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
@@ -42,8 +51,8 @@ def guide(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor
     return unconditional + guidance * (conditional - unconditional)
 
 
-def time_steps(scheduler: DDIMScheduler, steps: int, strength: float) -> list[int]:
-    """The noisiest-first DDIM time steps of the last `strength` (0 to 1) of a walk of `steps` steps.
+def time_steps(scheduler: DDIMScheduler | DDPMScheduler, steps: int, strength: float) -> list[int]:
+    """The noisiest-first time steps of the last `strength` (0 to 1) of a walk of `steps` steps.
 
     SDEdit starts at round(steps * strength) steps before the end [ours: diffusers truncates, so that 0.29 of 100
     gives 28]. Strength 1 is the whole walk, strength 0 an empty one.
@@ -75,7 +84,22 @@ def walk(
     return latents
 
 
-def add_noise(scheduler: DDIMScheduler, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+def ancestral_walk(
+    denoise: Denoiser, scheduler: DDPMScheduler, images: Tensor, times: Sequence[int], streams: NoiseStreams
+) -> Tensor:
+    """Reverse denoising of `images` [B, C, h, w] through `times` (from `time_steps`), by DDPM; noise from `streams`.
+
+    `denoise` predicts [B, 2C, h, w], noise and variance, where the scheduler's variance is learned; thresholding is as
+    the scheduler is configured.
+    """
+    for time in times:
+        images = scheduler.step(
+            denoise(images, time), time, images, generator=streams.generators, return_dict=False
+        )[0]  # fmt: skip
+    return images
+
+
+def add_noise(scheduler: DDIMScheduler | DDPMScheduler, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
     """sqrt(abar_t) latents + sqrt(1 - abar_t) noise; times: [B] int64."""
     return scheduler.add_noise(latents, noise, times)
 

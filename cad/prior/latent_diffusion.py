@@ -4,6 +4,7 @@ A folder (or hub id) holds vae/, unet/, text_encoder/, tokenizer/, scheduler/.
 """
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -13,6 +14,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from cad.prior import ddim
 from cad.prior.weights import load_network, load_plain
+
+# (noisy latents, time step, contexts) -> what a ControlNet adds, as arguments of the UNet; all of one batch
+Control = Callable[[Tensor, int | Tensor, Tensor], dict[str, object]]
 
 
 class LatentDiffusion:
@@ -34,9 +38,12 @@ class LatentDiffusion:
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device, dtype: torch.dtype) -> "LatentDiffusion":
-        """Load a local folder or a hub id, frozen; raises UserError naming the part that is missing or broken."""
+        """Load a local folder or a hub id, frozen; raises UserError naming the part that is missing or broken.
+
+        The VAE is in float32 whatever `dtype`: in half precision near-white would be white.
+        """
         return cls(
-            vae=load_network(AutoencoderKL, folder, "vae", device, dtype),
+            vae=load_network(AutoencoderKL, folder, "vae", device, torch.float32),
             unet=load_network(UNet2DConditionModel, folder, "unet", device, dtype),
             text_encoder=load_network(CLIPTextModel, folder, "text_encoder", device, dtype),
             tokenizer=load_plain(CLIPTokenizer, folder, "tokenizer", "tokenizer_config.json"),
@@ -80,6 +87,10 @@ class LatentDiffusion:
         # No attention mask, as in Stable Diffusion: attention is causal and the padding is part of the context.
         return self.text_encoder(tokens.to(self.text_encoder.device)).last_hidden_state
 
+    def embed_each(self, prompts: Iterable[str]) -> dict[str, Tensor]:
+        """The contexts [1, L, D] of distinct prompts, each encoded alone, so that none depends on the others."""
+        return {prompt: self.embed([prompt]) for prompt in dict.fromkeys(prompts)}
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """The VAE's mode times its scaling factor, [B, 4, h, w] of images [B, 3, H, W] in [-1, 1]."""
@@ -103,11 +114,13 @@ class LatentDiffusion:
         strength: float,
         guidance: float,
         steps: int,
+        control: Control | None = None,
     ) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] noised to `strength` (0 to 1) and denoised under the prompt (Sec. 3.3).
 
         context: [B, L, D], null_context: [1 or B, L, D] from `embed`; noise: [B, 4, h, w]. Without `step_noise` DDIM is
-        deterministic (eta 0, as in diffusers' image-to-image pipelines), with it ancestral (eta 1).
+        deterministic (eta 0, as in diffusers' image-to-image pipelines), with it ancestral (eta 1). `control` guides
+        both branches.
         """
         latents = self.encode(images)
         times = ddim.time_steps(self.scheduler, steps, strength)
@@ -115,11 +128,16 @@ class LatentDiffusion:
             return self.decode(latents)
         contexts = torch.cat([null_context.expand_as(context), context])
 
+        def predict(noisy: Tensor, time: int, context: Tensor) -> Tensor:
+            added = control(noisy, time, context) if control is not None else {}
+            joined = noisy.to(self.unet.dtype)
+            output = self.unet(joined, time, encoder_hidden_states=context.to(joined), **added).sample
+            return output.to(noisy.dtype)  # also under autocast
+
         def denoise(noisy: Tensor, time: int) -> Tensor:
             if guidance == 1:  # the null prediction has no weight: half the work
-                return self.unet(noisy, time, encoder_hidden_states=context).sample.to(noisy.dtype)
-            prediction = self.unet(torch.cat([noisy, noisy]), time, encoder_hidden_states=contexts).sample
-            null, conditional = prediction.to(noisy.dtype).chunk(2)  # also under autocast
+                return predict(noisy, time, context)
+            null, conditional = predict(torch.cat([noisy, noisy]), time, contexts).chunk(2)
             return ddim.guide(conditional, null, guidance)
 
         start = torch.full((len(latents),), times[0], dtype=torch.long, device=latents.device)
@@ -129,14 +147,21 @@ class LatentDiffusion:
 
 
 def training_loss(
-    model: LatentDiffusion, latents: Tensor, context: Tensor, t: Tensor, noise: Tensor, importance: Tensor
+    model: LatentDiffusion,
+    latents: Tensor,
+    context: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    importance: Tensor,
+    control: Control | None = None,
 ) -> Tensor:
-    """Weighted mean squared error of the UNet's prediction, a scalar; gradients reach `unet`.
+    """Weighted mean squared error of the UNet's prediction, a scalar; gradients reach `unet` and through `control`.
 
     latents: [B, 4, h, w], already scaled (`encode`); context: [B, L, D] (`embed`; a dropped prompt is embed([""]), the
     null that `sdedit` is given); t: [B] int64; noise: [B, 4, h, w]; importance: [B, 1, h, w] weights of the latents'
     pixels, 1 in the mean.
     """
     noisy = ddim.add_noise(model.scheduler, latents, noise, t)
-    predicted = model.unet(noisy, t, encoder_hidden_states=context).sample
+    added = control(noisy, t, context) if control is not None else {}
+    predicted = model.unet(noisy, t, encoder_hidden_states=context, **added).sample
     return ddim.weighted_error(predicted, ddim.target(model.scheduler, latents, noise, t), importance)

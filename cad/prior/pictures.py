@@ -19,6 +19,14 @@ def to_picture(images: Tensor) -> np.ndarray:
     return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
 
+def resize(images: Tensor, side: int) -> Tensor:
+    """Images [B, 3, H, H] in [-1, 1] at another side, pixels: bicubic with antialiasing, nothing if of that side."""
+    if images.shape[-1] == side:
+        return images
+    resized = torch.nn.functional.interpolate(images, size=(side, side), mode="bicubic", antialias=True)
+    return resized.clamp(-1, 1)
+
+
 def foreground(images: np.ndarray, white_threshold: int) -> np.ndarray:
     """Where a picture on white shows the object: any channel below the threshold; uint8 [..., H, W, 3] to bool."""
     return np.asarray((images < white_threshold).any(-1))

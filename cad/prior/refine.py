@@ -1,6 +1,7 @@
 """Distribution refinement, Sec. 3.3: add noise to each kept sample and denoise it with a text-guided 2D model.
 
-A new refiner (DeepFloyd IF, ControlNet) is one class with the `Refiner` protocol and one entry in `REFINERS`.
+The paper's two are in `controlnet` and `deepfloyd`; a new refiner is one class with the `Refiner` protocol and one
+entry in `REFINERS`.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,13 +15,16 @@ from torch import Tensor
 from cad.artifacts import InputArtifact, PriorCache, PriorCacheWriter, write_image
 from cad.camera import Poses
 from cad.config import CameraSettings, ModelPaths, RefineSettings
+from cad.config.refine import LatentDiffusionSettings
 from cad.context import Context
-from cad.errors import UserError
+from cad.prior.controlnet import ControlNetRefiner
 from cad.prior.ddim import NoiseStreams, in_precision
+from cad.prior.deepfloyd import DeepFloydRefiner
 from cad.prior.latent_diffusion import LatentDiffusion
-from cad.prior.pictures import to_network, to_picture
+from cad.prior.pictures import resize, to_network, to_picture
 from cad.prior.prune import read_decisions
 from cad.prior.sheets import GREEN, GREY, Group, Row, draw_sheet
+from cad.prior.weights import memory_named
 from cad.progress import progress
 from cad.seeding import generator
 
@@ -30,49 +34,66 @@ SHOWN = 8  # rows on the contact sheet
 class Refiner(Protocol):
     """Anything that redraws images under prompts; all its noise comes from the given streams."""
 
-    def refine(self, images: Tensor, prompts: Sequence[str], streams: NoiseStreams, settings: RefineSettings) -> Tensor:
+    def refine(self, images: Tensor, prompts: Sequence[str], streams: NoiseStreams) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] redrawn at their own size, each under its prompt."""
         ...
+
+
+# (models, settings, all prompts that will come, device): what is encoded once can be freed before the networks load
+Loader = Callable[[ModelPaths, RefineSettings, Sequence[str], torch.device], Refiner]
 
 
 class LatentDiffusionRefiner:
     """SDEdit by a latent diffusion model, with the empty prompt as the unconditional branch."""
 
-    def __init__(self, model: LatentDiffusion):
+    def __init__(self, model: LatentDiffusion, prompts: Sequence[str], settings: LatentDiffusionSettings, bf16: bool):
         self.model = model
-        self.contexts: dict[str, Tensor] = {}
+        self.contexts = model.embed_each(["", *prompts])
+        self.settings = settings
+        self.bf16 = bf16
 
-    def refine(self, images: Tensor, prompts: Sequence[str], streams: NoiseStreams, settings: RefineSettings) -> Tensor:
+    def refine(self, images: Tensor, prompts: Sequence[str], streams: NoiseStreams) -> Tensor:
         """Deterministic DDIM (eta 0) from noise of `strength`; images are resized to the model's side and back."""
-        side, own = images.shape[-1], self.model.resolution
-        # Each view prompt is encoded once: there are at most five.
-        for prompt in {"", *prompts} - self.contexts.keys():
-            self.contexts[prompt] = self.model.embed([prompt])
+        side, own, chosen = images.shape[-1], self.model.resolution, self.settings
         context = torch.cat([self.contexts[prompt] for prompt in prompts])
         noise = streams.draw(self.model.latent_shape)
-        with in_precision(images.device, settings.bf16):
+        with in_precision(images.device, self.bf16):
             refined = self.model.sdedit(
-                _resize(images, own), context, self.contexts[""], noise, None, settings.strength, settings.guidance,
-                settings.steps,
+                resize(images, own), context, self.contexts[""], noise, None, chosen.strength, chosen.guidance,
+                chosen.steps,
             )  # fmt: skip
-        return _resize(refined, side)
+        return resize(refined, side)
 
 
-REFINERS: dict[str, Callable[[ModelPaths, torch.device], Refiner]] = {
-    "latent-diffusion": lambda models, device: LatentDiffusionRefiner(
-        LatentDiffusion.load(models.refiner, device, torch.float32)
-    ),
+def _load_latent_diffusion(
+    models: ModelPaths, settings: RefineSettings, prompts: Sequence[str], device: torch.device
+) -> Refiner:
+    assert settings.latent_diffusion is not None  # RefineSettings sees to it
+    model = LatentDiffusion.load(models.refiner, device, getattr(torch, settings.precision))
+    return LatentDiffusionRefiner(model, prompts, settings.latent_diffusion, settings.bf16)
+
+
+def _load_controlnet(
+    models: ModelPaths, settings: RefineSettings, prompts: Sequence[str], device: torch.device
+) -> Refiner:
+    assert settings.controlnet_depth is not None
+    dtype = getattr(torch, settings.precision)
+    return ControlNetRefiner.load(models, prompts, settings.controlnet_depth, settings.bf16, device, dtype)
+
+
+def _load_deepfloyd(
+    models: ModelPaths, settings: RefineSettings, prompts: Sequence[str], device: torch.device
+) -> Refiner:
+    assert settings.deepfloyd_if is not None
+    dtype = getattr(torch, settings.precision)
+    return DeepFloydRefiner.load(models, prompts, settings.deepfloyd_if, settings.bf16, device, dtype)
+
+
+REFINERS: dict[str, Loader] = {
+    "latent-diffusion": _load_latent_diffusion,
+    "controlnet-depth": _load_controlnet,
+    "deepfloyd-if": _load_deepfloyd,
 }
-
-
-def load_refiner(kind: str, models: ModelPaths, device: torch.device) -> Refiner:
-    """The refiner that `refine.kind` names; UserError for one that the settings know and this version lacks."""
-    if kind not in REFINERS:
-        raise UserError(
-            f"params.yaml: refine.kind: {kind} is not available yet; set it to {' or '.join(REFINERS)}, "
-            "or refine.enabled to false"
-        )
-    return REFINERS[kind](models, device)
 
 
 def view_name(azimuth: float, polar: float) -> str:
@@ -125,9 +146,10 @@ def refine_prior(
     draws = settings.draws if settings.enabled else 1
     writer = PriorCacheWriter(out, poses, ids, draws, prior.resolution, settings.shard_poses)
     if settings.enabled:
-        _refine_shards(
-            load_refiner(settings.kind, models, context.device), chosen, prompts, ids, settings, writer, context
-        )
+        distinct = list(dict.fromkeys(prompts))  # at most five views of one prompt
+        refiner = REFINERS[settings.kind](models, settings, distinct, context.device)
+        with memory_named(f"{context.object}: {settings.batch} refinements at once"):
+            _refine_shards(refiner, chosen, prompts, ids, settings, writer, context)
     else:
         for k in writer.missing_shards():
             writer.write_shard(k, chosen[list(writer.shard_range(k))][:, None])
@@ -161,7 +183,7 @@ def _refine_shards(
                     torch.float32,
                 )
                 images = to_network(chosen[[i for i, _ in batch]], context.device)
-                views.append(to_picture(refiner.refine(images, [prompts[i] for i, _ in batch], streams, settings)))
+                views.append(to_picture(refiner.refine(images, [prompts[i] for i, _ in batch], streams)))
                 bar.advance(len(batch))
             refined = np.concatenate(views)
             writer.write_shard(k, refined.reshape(-1, settings.draws, *refined.shape[1:]))
@@ -179,10 +201,3 @@ def contact_sheet(refined: PriorCache, chosen: np.ndarray, prompts: Sequence[str
     columns = ["raw"] + [f"draw {j + 1}" for j in range(refined.samples)]
     group = Group(f"{len(refined)} poses", GREEN, columns, rows)
     return draw_sheet(f"Refinement: {source.prompt}", source.image, [group])
-
-
-def _resize(images: Tensor, side: int) -> Tensor:
-    if images.shape[-1] == side:
-        return images
-    resized = torch.nn.functional.interpolate(images, size=(side, side), mode="bicubic", antialias=True)
-    return resized.clamp(-1, 1)

@@ -13,6 +13,7 @@ from cad.config import CameraSettings, ModelPaths, PriorSettings
 from cad.context import Context
 from cad.prior.ddim import NoiseStreams, in_precision
 from cad.prior.pictures import check_resolution, to_network, to_picture
+from cad.prior.weights import memory_named
 from cad.prior.zero123 import Zero123
 from cad.progress import progress
 from cad.seeding import generator
@@ -29,7 +30,10 @@ def sample_prior(
     a shard, so that a resumed run computes the same batches. All cameras share the reference's radius.
     """
     source = InputArtifact.open(input_dir)
-    model = Zero123.load(models.zero123, context.device, torch.float32)
+    home = torch.device("cpu") if settings.offload else context.device
+    model = Zero123.load(models.zero123, home, getattr(torch, settings.precision))
+    if settings.offload:
+        model.offload_idle(context.device)
     check_resolution(len(source.image), model.resolution, "zero123")
     poses = sphere_poses(settings.poses, generator(context.seed, context.object, "poses"))
     relative = relative_pose(poses.azimuth, poses.polar, source.reference_azimuth, source.reference_polar)
@@ -70,7 +74,7 @@ def sample_views(
         [generator(context.seed, context.object, "prior", i, j) for i, j in pairs], context.device, torch.float32
     )
     embedding, latent = condition
-    with in_precision(context.device, settings.bf16):
+    with memory_named(f"{context.object}: {len(pairs)} samples at once"), in_precision(context.device, settings.bf16):
         images = model.sample(
             embedding,
             latent,

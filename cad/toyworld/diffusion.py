@@ -21,7 +21,7 @@ from cad.toyworld.autoencoder import foreground
 from cad.toyworld.clip import caption
 from cad.toyworld.dataset import Dataset
 from cad.toyworld.fit import fit, load_average, saved_step
-from cad.toyworld.settings import DiffusionSettings
+from cad.toyworld.settings import ControlNetSettings, DiffusionSettings
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -122,7 +122,9 @@ def importance(data: Dataset, subjects: Tensor, views: Tensor, side: int, weight
     return weights / weights.mean()
 
 
-def draw_timesteps(count: int, settings: DiffusionSettings, length: int, stream: torch.Generator) -> Tensor:
+def draw_timesteps(
+    count: int, settings: DiffusionSettings | ControlNetSettings, length: int, stream: torch.Generator
+) -> Tensor:
     """Timesteps [count], uniform over the schedule of `length` but for `low_noise_share` of them below `low_noise`.
 
     A refiner starts from half-noised pictures: what it never meets deserves few of its examples [ours].
@@ -233,6 +235,19 @@ def build_refiner(settings: DiffusionSettings, weights: Path, seed: int) -> Late
     return LatentDiffusion(vae, unet, text, CLIPTokenizer.from_pretrained(weights / "clip"), build_scheduler())
 
 
+def draw_captions(data: Dataset, subjects: Tensor, views: Tensor, stream: torch.Generator) -> list[str]:
+    """A caption of each of these views, from generic to specific, some of them empty: the null prompt."""
+    draws = torch.rand(len(subjects), 3, generator=stream)
+    # Generic captions more often than in CLIP's training, so that "a toy robot" yields robots of many colours.
+    draws[:, 0] = 0.4 + 0.6 * draws[:, 0]
+    return [
+        ""
+        if draw[2] < DROP_PROMPT
+        else caption(data.instances[i], data.azimuth[i, v].item(), data.polar[i, v].item(), draw)
+        for i, v, draw in zip(subjects.tolist(), views.tolist(), draws, strict=True)
+    ]
+
+
 def train_refiner(
     settings: DiffusionSettings,
     data: Dataset,
@@ -253,15 +268,7 @@ def train_refiner(
         count = settings.fit.batch
         subjects = torch.randint(len(data), (count,), generator=stream)
         views = torch.randint(data.views, (count,), generator=stream)
-        draws = torch.rand(count, 3, generator=stream)
-        # Generic captions more often than in CLIP's training, so that "a toy robot" yields robots of many colours.
-        draws[:, 0] = 0.4 + 0.6 * draws[:, 0]
-        texts = [
-            ""
-            if draw[2] < DROP_PROMPT
-            else caption(data.instances[i], data.azimuth[i, v].item(), data.polar[i, v].item(), draw)
-            for i, v, draw in zip(subjects.tolist(), views.tolist(), draws, strict=True)
-        ]
+        texts = draw_captions(data, subjects, views, stream)
         t = draw_timesteps(count, settings, model.scheduler.config.num_train_timesteps, stream)
         clean = latents[subjects, views].float() * scale
         noise = torch.randn(clean.shape, generator=stream)

@@ -77,6 +77,25 @@ class DiffusionSettings(_Strict):
     fit: FitSettings
 
 
+class DepthSettings(_Strict):
+    """A small DPT."""
+
+    patch: Count = Field(description="Patch side, pixels; half the patches' number on a side must be whole")
+    width: Count = Field(description="Width of the transformer and of the features that are fused")
+    heads: Count = Field(description="Attention heads")
+    fit: FitSettings
+
+
+class ControlNetSettings(_Strict):
+    """The small refiner's ControlNet, whose size is that of the refiner's encoder."""
+
+    width: Count = Field(description="Channels of the first layer that sees the depth; doubled at each halving")
+    foreground_weight: float = Field(ge=1, description="Weight of the object's latent pixels against the others")
+    low_noise_share: Fraction = Field(description="Share of examples at timesteps below `low_noise`; 0 is uniform")
+    low_noise: Fraction = Field(description="End of the low noise, as a share of the schedule")
+    fit: FitSettings
+
+
 class CheckSettings(_Strict):
     """What the trained models are measured on: `cad toyworld check`, held-out instances only."""
 
@@ -124,6 +143,12 @@ class PruningSettings(_Strict):
     draws: Count = Field(description="Bootstrap samples behind an interval")
 
 
+class ElevationSettings(_Strict):
+    """What estimated elevations are measured on: `cad toyworld elevation`, held-out instances only."""
+
+    instances: Count = Field(description="Held-out instances per family")
+
+
 class ToyworldSettings(_Strict):
     """All of experiments/toyworld/params.yaml."""
 
@@ -135,8 +160,11 @@ class ToyworldSettings(_Strict):
     autoencoder: AutoencoderSettings
     zero123: DiffusionSettings
     refiner: DiffusionSettings
+    depth: DepthSettings
+    controlnet: ControlNetSettings
     check: CheckSettings
     pruning: PruningSettings
+    elevation: ElevationSettings
 
 
 def load_settings(path: Path) -> ToyworldSettings:

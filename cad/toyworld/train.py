@@ -7,13 +7,20 @@ from pathlib import Path
 from cad.errors import UserError
 from cad.toyworld.autoencoder import train_autoencoder
 from cad.toyworld.clip import train_clip
+from cad.toyworld.controlnet import train_controlnet
 from cad.toyworld.dataset import Dataset, render_dataset
+from cad.toyworld.depth import train_depth
 from cad.toyworld.diffusion import export_refiner, export_zero123, train_refiner, train_zero123
 from cad.toyworld.settings import ToyworldSettings
 from cad.toyworld.sharpen import sharpen_autoencoder
 
-MODELS = ("clip", "clip-evaluation", "autoencoder", "sharpen", "zero123", "refiner")
-NEEDS = {"sharpen": ("autoencoder",), "zero123": ("clip", "autoencoder"), "refiner": ("clip", "autoencoder")}
+MODELS = ("clip", "clip-evaluation", "autoencoder", "sharpen", "zero123", "refiner", "depth", "controlnet")
+NEEDS = {
+    "sharpen": ("autoencoder/config.json",),
+    "zero123": ("clip/config.json", "autoencoder/config.json"),
+    "refiner": ("clip/config.json", "autoencoder/config.json"),
+    "controlnet": ("refiner/model_index.json", "depth/config.json"),
+}
 
 
 def render(settings: ToyworldSettings, work: Path) -> None:
@@ -31,8 +38,9 @@ def train(name: str, settings: ToyworldSettings, work: Path, weights: Path, repo
     if name not in MODELS:
         raise UserError(f"model '{name}': unknown; choose one of {', '.join(MODELS)}")
     for needed in NEEDS.get(name, ()):
-        if not (weights / needed / "config.json").is_file():
-            raise UserError(f"{weights / needed}: is missing; run `cad toyworld train {needed}` first")
+        if not (weights / needed).is_file():
+            model = Path(needed).parent
+            raise UserError(f"{weights / model}: is missing; run `cad toyworld train {model}` first")
     data = Dataset(settings.data, "train", settings.data.train_instances, work / "train")
     out = weights / name
     place = work / name
@@ -47,8 +55,12 @@ def train(name: str, settings: ToyworldSettings, work: Path, weights: Path, repo
         sharpen_autoencoder(settings.autoencoder, data, seed, weights, place, report)
     elif name == "zero123":
         train_zero123(settings.zero123, data, seed, weights, place, out, report)
-    else:
+    elif name == "refiner":
         train_refiner(settings.refiner, data, seed, weights, place, out, report)
+    elif name == "depth":
+        train_depth(settings.depth, data, settings.camera, seed, place, out, report)
+    else:
+        train_controlnet(settings.controlnet, data, seed, weights, place, out, report)
 
 
 def export(name: str, settings: ToyworldSettings, work: Path, weights: Path) -> None:

@@ -128,12 +128,26 @@ def test_broken_settings(project: Any, cad: Any, content: str | None) -> None:
     refused(cad("input", "robot"), "params.yaml: ", project, "runs", ".work")
 
 
-@pytest.mark.parametrize("kind", ["controlnet-depth", "deepfloyd-if"])
-def test_a_refiner_that_is_not_available_yet(project: Any, cad: Any, kind: str) -> None:
+WALK = {"strength": 0.5, "guidance": 4.0, "steps": 2}
+FAMILIES = {
+    "controlnet-depth": ({**WALK, "conditioning_scale": 0.8}, "controlnet"),
+    "deepfloyd-if": ({"stage1": WALK, "stage2": {**WALK, "noise_level": 250}}, "deepfloyd_stage1"),
+}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_refiner_without_its_section_its_models_or_its_weights(project: Any, cad: Any, kind: str) -> None:
     project.give_decisions()
-    project.change({"refine": {"enabled": True, "kind": kind}})
-    said = f"params.yaml: refine.kind: {kind} is not available yet; set it to latent-diffusion"
-    refused(cad("prior", "refine", "robot"), said, project, "runs/robot/refine")
+    section, model = kind.replace("-", "_"), FAMILIES[kind][1]
+    for changes, said in (
+        ({"refine": {"enabled": True, "kind": kind}}, f"refine: kind is {kind}, but {section} is null"),
+        ({f"refine.{section}": FAMILIES[kind][0]}, f"models.{model}: is null, but refines.robot refines by {kind}"),
+    ):
+        project.change(changes)
+        refused(cad("prior", "refine", "robot"), f"params.yaml: {said}", project, "runs/robot/refine")
+    project.change({f"models.{name}": "no/such/folder" for name in ("refiner", "controlnet", "depth")})
+    project.change({f"models.deepfloyd_stage{stage}": "no/such/folder" for stage in (1, 2)})
+    refused(cad("prior", "refine", "robot"), "no/such/folder: no such folder of weights", project, "runs/robot/refine")
 
 
 def flip(path: Path) -> None:

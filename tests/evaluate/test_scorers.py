@@ -1,5 +1,6 @@
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,3 +112,23 @@ def test_open_clip_from_a_local_folder(tmp_path):
         b = model.encode_text(open_clip.tokenize(["a toy mug"]))
     np.testing.assert_allclose(found, 100 * torch.cosine_similarity(a, b), atol=1e-3)
     assert len(scorer.weights_digest) == 64
+
+
+@pytest.mark.parametrize("entry", ["CLIP ViT-L/14", "CLIP ViT-B/32"])
+def test_the_papers_scorers_are_built_with_openais_activation(entry):
+    """Table 1's two CLIPs at full size, without memory: every block of both towers, under the profile's own names."""
+    import open_clip
+    import yaml
+    from open_clip.transformer import QuickGELU
+
+    profile = yaml.safe_load((Path(__file__).parents[2] / "experiments" / "profile" / "paper.yaml").read_text())
+    chosen = profile["evaluate"]["scorers"][entry]
+    assert chosen["pretrained"] == "openai"
+
+    def activations(name: str) -> set[type]:
+        with torch.device("meta"):
+            model = open_clip.model.CLIP(**open_clip.get_model_config(name))
+        return {type(block.mlp.gelu) for tower in (model.visual, model) for block in tower.transformer.resblocks}
+
+    assert activations(chosen["model"]) == {QuickGELU}
+    assert activations(chosen["model"].removesuffix("-quickgelu")) == {torch.nn.GELU}

@@ -1,152 +1,51 @@
 """Tiny random models of the published classes, saved to temporary folders: no download, a second to build."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import standins
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTokenizer,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-)
+from standins import RESOLUTION
 
 from cad.artifacts import InputArtifact, PriorCacheWriter
 from cad.camera import Poses
 from cad.config import CameraSettings, ModelPaths, ToyworldSettings, TrackingSettings
 from cad.context import Context
 from cad.prior.latent_diffusion import LatentDiffusion
-from cad.prior.zero123 import CCProjection, Zero123
+from cad.prior.zero123 import Zero123
 from cad.toyworld.world import instance, render_views
 from cad.tracking import open_tracker
-
-RESOLUTION = 16  # images; latents are 8 x 8
-EMBED = 12  # CLIP's shared space, and Zero-1-to-3's image embedding
-CROSS = 16  # the UNets' cross-attention width
-
-
-def tiny_vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=RESOLUTION,
-        scaling_factor=0.5,
-    )
-
-
-def tiny_unet(channels: int) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=RESOLUTION // 2,
-        in_channels=channels,
-        out_channels=4,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=CROSS,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    )
-
-
-def scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
-    """The published Zero-1-to-3 and Stable Diffusion schedule."""
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=prediction_type,
-    )
-
-
-def vision_config() -> CLIPVisionConfig:
-    return CLIPVisionConfig(
-        image_size=8, patch_size=4, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        projection_dim=EMBED,
-    )  # fmt: skip
-
-
-def image_processor() -> CLIPImageProcessor:
-    return CLIPImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
-
-
-def tiny_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Byte-level CLIP tokenizer without merges: one token per character."""
-    folder.mkdir(parents=True, exist_ok=True)
-    letters = "abcdefghijklmnopqrstuvwxyz,"
-    words = list(letters) + [f"{letter}</w>" for letter in letters] + ["<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer.from_pretrained(folder, model_max_length=24)
-
-
-def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=CROSS, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=24, projection_dim=EMBED,
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def zero123_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("weights") / "zero123"
-    torch.manual_seed(0)
-    model = Zero123(
-        vae=tiny_vae(),
-        unet=tiny_unet(8),
-        image_encoder=CLIPVisionModelWithProjection(vision_config()),
-        feature_extractor=image_processor(),
-        cc_projection=CCProjection(in_channel=EMBED + 4, out_channel=CROSS),
-        scheduler=scheduler(),
-    )
-    model.save(folder)
-    return folder
+    return standins.write_zero123(tmp_path_factory.mktemp("weights") / "zero123")
 
 
 @pytest.fixture(scope="session")
 def refiner_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("weights")
-    tokenizer = tiny_tokenizer(root / "vocabulary")
-    torch.manual_seed(1)
-    model = LatentDiffusion(
-        vae=tiny_vae(),
-        unet=tiny_unet(4),
-        text_encoder=CLIPTextModel(text_config(tokenizer)),
-        tokenizer=tokenizer,
-        scheduler=scheduler(),
-    )
-    model.save(root / "refiner")
-    return root / "refiner"
+    return standins.write_stable_diffusion(tmp_path_factory.mktemp("weights") / "refiner")
 
 
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("weights") / "clip"
-    tokenizer = tiny_tokenizer(folder)
-    torch.manual_seed(2)
-    config = CLIPConfig(
-        text_config=text_config(tokenizer).to_dict(), vision_config=vision_config().to_dict(), projection_dim=EMBED
+    return standins.write_clip(tmp_path_factory.mktemp("weights") / "clip")
+
+
+@pytest.fixture(scope="session")
+def published_refiners(tmp_path_factory: pytest.TempPathFactory, refiner_folder: Path) -> ModelPaths:
+    """Stand-ins of all that the paper's two refiners load."""
+    place = tmp_path_factory.mktemp("weights")
+    first, second = standins.write_deepfloyd(place / "deepfloyd")
+    return standins.model_paths(
+        refiner=refiner_folder,
+        controlnet=standins.write_controlnet(place / "controlnet"),
+        depth=standins.write_depth(place / "depth"),
+        deepfloyd_stage1=first,
+        deepfloyd_stage2=second,
     )
-    CLIPModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    image_processor().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -170,7 +69,7 @@ def camera() -> CameraSettings:
 
 @pytest.fixture
 def models(zero123_folder: Path, refiner_folder: Path, clip_folder: Path) -> ModelPaths:
-    return ModelPaths(zero123=str(zero123_folder), refiner=str(refiner_folder), clip=str(clip_folder), lpips="none")
+    return standins.model_paths(zero123=zero123_folder, refiner=refiner_folder, clip=clip_folder)
 
 
 @pytest.fixture

@@ -13,9 +13,14 @@ from cad.prior.latent_diffusion import LatentDiffusion
 from cad.prior.pictures import to_network, to_picture
 from cad.seeding import generator
 
-SETTINGS = RefineSettings(
-    enabled=True, kind="latent-diffusion", strength=0.5, guidance=4.0, steps=4, bf16=False, draws=3, batch=2,
-    view_prompts=True, shard_poses=2,
+WALK = {"strength": 0.5, "guidance": 4.0, "steps": 4}
+SETTINGS = RefineSettings.model_validate(
+    {
+        "enabled": True, "kind": "latent-diffusion", "precision": "float32", "bf16": False, "draws": 3, "batch": 2,
+        "view_prompts": True, "shard_poses": 2, "latent_diffusion": WALK,
+        "controlnet_depth": {**WALK, "conditioning_scale": 0.8},
+        "deepfloyd_if": {"stage1": WALK, "stage2": {**WALK, "noise_level": 250}},
+    }
 )  # fmt: skip
 
 
@@ -105,11 +110,11 @@ def test_prompts_without_views(camera, models, input_dir, prior_dir, prune_dir, 
     seen = []
 
     class Recorder:
-        def refine(self, images, prompts, streams, settings):
+        def refine(self, images, prompts, streams):
             seen.extend(prompts)
             return images
 
-    monkeypatch.setitem(refine.REFINERS, "latent-diffusion", lambda models, device: Recorder())
+    monkeypatch.setitem(refine.REFINERS, "latent-diffusion", lambda *given: Recorder())
     settings = SETTINGS.model_copy(update={"view_prompts": False})
     found = run(settings, camera, models, input_dir, prior_dir, prune_dir, tmp_path / "refine", context)
     assert set(seen) == {"a toy robot"}
@@ -118,9 +123,9 @@ def test_prompts_without_views(camera, models, input_dir, prior_dir, prune_dir, 
 
 
 def test_other_sizes_are_resized_and_back(models, context):
-    model = refine.REFINERS["latent-diffusion"](models, context.device)
+    model = refine.REFINERS["latent-diffusion"](models, SETTINGS, ["a toy"], context.device)
     streams = refine.NoiseStreams([generator("s")], context.device, torch.float32)
-    assert model.refine(torch.ones(1, 3, 24, 24), ["a toy"], streams, SETTINGS).shape == (1, 3, 24, 24)
+    assert model.refine(torch.ones(1, 3, 24, 24), ["a toy"], streams).shape == (1, 3, 24, 24)
 
 
 def test_batch_size_moves_half_precision_by_rounding_only(
@@ -158,3 +163,19 @@ def test_killed_refinement_resumes_to_the_same_bits(
     run(settings, camera, models, input_dir, prior_dir, prune_dir, tmp_path / "part", context)
     assert len(calls) == 4 + 2  # three batches of the first shard are not drawn again
     assert digest(tmp_path / "part") == digest(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", ["controlnet-depth", "deepfloyd-if"])
+def test_the_paper_s_refiners_draw_from_seed_object_pose_and_draw(
+    kind, published_refiners, camera, input_dir, prior_dir, prune_dir, tmp_path, context
+):
+    """Whole and in batches of one: the same pictures but for rounding; and draws of one pose differ."""
+    settings = SETTINGS.model_copy(update={"kind": kind})
+    alone = settings.model_copy(update={"batch": 1, "shard_poses": 1})
+    first, second = (
+        run(chosen, camera, published_refiners, input_dir, prior_dir, prune_dir, tmp_path / name, context).load()
+        for name, chosen in (("a", settings), ("b", alone))
+    )
+    assert first.shape == (3, 3, 16, 16, 3)
+    assert np.abs(first.astype(int) - second.astype(int)).max() <= 1
+    assert np.abs(first[:, 0].astype(int) - first[:, 1].astype(int)).mean() > 5

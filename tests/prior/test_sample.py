@@ -11,7 +11,10 @@ from cad.prior.pictures import to_network, to_picture
 from cad.prior.zero123 import Zero123
 from cad.seeding import generator
 
-SETTINGS = PriorSettings(poses=5, samples=2, steps=2, guidance=3.0, eta=1.0, bf16=False, batch=3, shard_poses=2)
+SETTINGS = PriorSettings(
+    poses=5, samples=2, steps=2, guidance=3.0, eta=1.0, precision="float32", bf16=False, offload=False, batch=3,
+    shard_poses=2,
+)  # fmt: skip
 
 
 def run(settings, camera, models, input_dir, out, context):

@@ -34,6 +34,8 @@ SETTINGS = ToyworldSettings.model_validate(
         },
         "zero123": UNET,
         "refiner": UNET,
+        "depth": {"patch": 4, "width": 8, "heads": 2, "fit": FIT},
+        "controlnet": {"width": 8, "foreground_weight": 2.0, "low_noise_share": 0.5, "low_noise": 0.8, "fit": FIT},
         "check": {
             "instances": 1, "captions": 4, "views": 1, "min_angle_deg": 20.0, "steps": 2, "guidance": 3.0, "eta": 1.0,
             "strength": 0.5, "refine_guidance": 2.0, "refine_steps": 2, "bf16": False, "caption": "specific",
@@ -44,6 +46,7 @@ SETTINGS = ToyworldSettings.model_validate(
             "instances": 1, "poses": 2, "reference_polar_deg": 70.0, "max_bad_pixels": [10, 256],
             "min_clip_similarity": [-1.0, 0.9], "min_recall": 0.5, "draws": 20,
         },
+        "elevation": {"instances": 1},
     }
 )  # fmt: skip
 

@@ -105,9 +105,10 @@ def test_the_committed_settings_are_those_of_the_pipeline() -> None:
     chosen = load_settings(ROOT / "experiments/toyworld/params.yaml").check
     mini = yaml.safe_load((ROOT / "experiments/profile/mini.yaml").read_text())
     prior, refine = mini["prior"], mini["refine"]
+    walk = refine["latent_diffusion"]
     assert (chosen.steps, chosen.guidance, chosen.eta) == (prior["steps"], prior["guidance"], prior["eta"])
     assert (chosen.strength, chosen.refine_guidance, chosen.refine_steps) == (
-        refine["strength"], refine["guidance"], refine["steps"],
+        walk["strength"], walk["guidance"], walk["steps"],
     )  # fmt: skip
     assert chosen.bf16 == prior["bf16"] == refine["bf16"]
     assert refine["view_prompts"]

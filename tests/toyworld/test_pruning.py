@@ -9,12 +9,12 @@ import pandas
 import pytest
 import torch
 import yaml
+from standins import model_paths
 from typer.testing import CliRunner
 
 from cad.artifacts import InputArtifact, PriorCache, PriorCacheWriter, digest
 from cad.camera import Poses
 from cad.cli import toyworld as cli
-from cad.config import ModelPaths
 from cad.context import Context
 from cad.errors import UserError
 from cad.prior.pictures import foreground
@@ -174,7 +174,7 @@ def test_samples_are_those_of_the_main_job(
     mask = np.ones((16, 16), bool)
     InputArtifact.write(tmp_path / "input", subject.reference, mask, "a toy", subject.name, 180.0, 70.0, "none")
     context = Context(loose.seed, subject.name, torch.device("cpu"), Tracker(None, None))
-    models = ModelPaths(zero123=str(trained / "zero123"), refiner="none", clip="none", lpips="none")
+    models = model_paths(zero123=trained / "zero123")
     sample_prior(prior, loose.camera, models, tmp_path / "input", tmp_path / "prior", context)
     ours, theirs = (PriorCache.open(folder) for folder in (subject.folder, tmp_path / "prior"))
     np.testing.assert_array_equal(ours.azimuth, theirs.azimuth)

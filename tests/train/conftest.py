@@ -84,7 +84,8 @@ def second():
 
 @pytest.fixture
 def models():
-    return ModelPaths(zero123="-", refiner="-", clip="-", lpips=str(LPIPS))
+    optional = dict.fromkeys(("controlnet", "depth", "deepfloyd_stage1", "deepfloyd_stage2"))
+    return ModelPaths(zero123="-", refiner="-", clip="-", lpips=str(LPIPS), **optional)
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""The published networks that the `paper` profile needs: which, from where, under which licence, and their digests."""

@@ -1,24 +1,32 @@
 """What every stage function is handed besides its settings and folders."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
+from cad.engine import Advance, Do, Engine, Local
 from cad.errors import UserError
 
 if TYPE_CHECKING:
     from cad.tracking import Tracker
 
 
+__all__ = ["Advance", "Context", "Do", "prepare_device"]
+
+
 @dataclass(frozen=True)
 class Context:
-    """Root of the randomness, the object's name (part of every seed), where networks run, where numbers are logged."""
+    """Root of the randomness, the object's name (part of every seed), where networks run, where numbers are logged.
+
+    engine: what does the pieces of the stages that come in pieces.
+    """
 
     seed: int
     object: str
     device: torch.device
     tracker: "Tracker"
+    engine: Engine = field(default_factory=Local)
 
 
 def prepare_device(name: str, threads: int) -> torch.device:

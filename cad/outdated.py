@@ -4,6 +4,7 @@ DVC records there what each stage was run with. Only that record is read here, n
 user's files have changed since is for `dvc status` to say, and of a stage that DVC never ran nothing is known.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ruamel.yaml.error import YAMLError
 from cad.config import Params
 
 LOCK = Path("dvc.lock")
+PLUGINS = "plugins.json"  # beside the settings: what each entry's plug-ins are (cad.plugins)
 SHOWN = 3  # changed settings that are named
 ABSENT = "(absent)"
 
@@ -30,9 +32,11 @@ def read_lock(path: Path) -> dict[str, Any]:
 def why_outdated(params: Params, stage: str, entry: str, lock: dict[str, Any]) -> str:
     """What has changed since DVC ran a stage of an entry, in a few words; "" if nothing has or nothing is known."""
     found = lock.get(f"{stage}@{entry}", {})
-    now = params.model_dump()
-    recorded = {path: value for file in _mapping(found, "params").values() for path, value in file.items()}
-    changes = [line for path, old in recorded.items() for line in _changes(path, old, _at(now, path))]
+    settings = params.model_dump()
+    changes = []
+    for file, recorded in _mapping(found, "params").items():
+        now = _read_json(Path(file)) if file == PLUGINS else settings
+        changes += [line for path, old in recorded.items() for line in _changes(path, old, _at(now, path))]
     if changes:
         rest = len(changes) - SHOWN
         return ", ".join(changes[:SHOWN]) + (f", and {rest} more" if rest > 0 else "")
@@ -42,6 +46,13 @@ def why_outdated(params: Params, stage: str, entry: str, lock: dict[str, Any]) -
         if path in made and made[path] != dependency.get("md5"):
             return f"{path} has been made again since"
     return ""
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _mapping(content: dict[str, Any], key: str) -> dict[str, Any]:

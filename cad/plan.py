@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cad.config import TABLES, Params, PriorSettings, RefineSettings
+from cad.config.kinds import is_plugin
 from cad.config.refine import Steps, Strength
 from cad.errors import UserError
 from cad.stages import models_read
@@ -55,14 +56,20 @@ def denoising_steps(steps: Steps, strength: Strength) -> int:
 
 
 def prior_work(settings: PriorSettings) -> dict[str, int]:
-    """UNet evaluations of sampling: poses x samples x steps, with condition and without (Sec. 3.3)."""
-    return {"zero123": settings.poses * settings.samples * settings.steps * NULL_TOO}
+    """UNet evaluations of sampling: poses x samples x steps, with condition and without (Sec. 3.3); a plug-in's images.
+
+    A plug-in's rate is named as its `kind`.
+    """
+    images = settings.poses * settings.samples
+    return {settings.kind: images} if is_plugin(settings.kind) else {"zero123": images * settings.steps * NULL_TOO}
 
 
 def refine_work(settings: RefineSettings, poses: int) -> dict[str, int]:
-    """UNet evaluations of refining `poses` kept poses, by network; a ControlNet's are part of its UNet's."""
+    """UNet evaluations of refining `poses` kept poses, by network, a ControlNet's in its UNet's; a plug-in's images."""
     if not settings.enabled:
         return {}
+    if is_plugin(settings.kind):
+        return {settings.kind: poses * settings.draws}
     images = poses * settings.draws * NULL_TOO
     if settings.kind == "deepfloyd-if" and (two := settings.deepfloyd_if) is not None:
         low, high = (denoising_steps(walk.steps, walk.strength) for walk in (two.stage1, two.stage2))

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cad.config import Params
+from cad.config.kinds import is_plugin
 from cad.errors import UserError
 from cad.plan import RATES, Cost, check_disk, gigabytes, model_sources, plan, weight_bytes
 
@@ -55,7 +56,7 @@ def measure_rates(params: Params, costs: Sequence[Cost]) -> tuple[dict[str, floa
             if cost.stage == stage and not set(cost.work) <= set(rates):
                 speeds = take(params.resolve(stage, cost.entry)[0], params.models, device)
                 rates |= {name: speed.rate for name, speed in speeds.items()}
-                peaks[stage] = max(speed.peak for speed in speeds.values())
+                peaks |= {stage: max(speed.peak for speed in speeds.values())} if speeds else {}
     return rates, peaks
 
 
@@ -66,7 +67,7 @@ def parse_rates(texts: Sequence[str]) -> dict[str, float]:
 
 def _parse_rate(text: str) -> tuple[str, float]:
     name, _, number = text.partition("=")
-    if name not in RATES:
+    if name not in RATES and not is_plugin(name):
         raise UserError(f"--rate {text}: there is no rate {name!r}; known: {', '.join(RATES)}, e.g. --rate zero123=40")
     try:
         value = float(number)
@@ -91,4 +92,6 @@ def table_rows(costs: Sequence[Cost], rates: Mapping[str, float], peaks: Mapping
 
 def unit(rate: str) -> str:
     """What a rate counts."""
+    if is_plugin(rate):
+        return f"images by {rate}"
     return {"stage1": "images", "stage2": "images", "orbit": "frames"}.get(rate, f"{rate} UNet evaluations")

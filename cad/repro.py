@@ -50,7 +50,7 @@ def stages_of(params: Params, name: str) -> list[str]:
 
 
 def reproduce(jobs: int, only: Collection[str] | None = None) -> None:
-    """Run what has changed, `jobs` stages at a time; of the stages named in `only`, if it is given.
+    """Run what has changed, `jobs` stages at a time; if `only` is given, of its stages and of shared ones above them.
 
     Every line that a stage prints begins with its name. Once a stage has failed no other is begun, and those that run
     end first. Raises UserError that names the stages that failed, or where there is no pipeline or no DVC.
@@ -63,7 +63,9 @@ def reproduce(jobs: int, only: Collection[str] | None = None) -> None:
         raise UserError(f"dvc.yaml: {reason}; run this in the repository's folder")
     needs = graph(shown.stdout)
     if only is not None:
-        needs = {name: needs[name] & set(only) for name in needs if name in only}
+        shared = {above for name in only for above in needs.get(name, ()) if "@" not in above}  # of no object's own
+        wanted = shared | set(only)
+        needs = {name: needs[name] & wanted for name in needs if name in wanted}
     if failed := _run(needs, jobs):
         raise UserError(f"{', '.join(failed)}: failed, see above; `cad repro` goes on where it stopped")
 

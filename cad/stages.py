@@ -9,7 +9,7 @@ import importlib
 import importlib.metadata
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from cad.errors import UserError
 
 if TYPE_CHECKING:
     from cad.config import ObjectSettings, Params
+    from cad.engine import Kind
 
 RUNS = Path("runs")
 LINEAGE = "lineage.json"
@@ -34,28 +35,38 @@ class Stage:
     source: bool = False  # takes `source`, the object's settings
     networks: tuple[str, ...] = ()  # sections it takes beside its own, by their names
     renders: bool = False  # whether the volume renderer makes part of it
+    pieces: bool = False  # whether it comes in pieces, which workers can do
+    team: bool = False  # whether several processes can run it together (data-parallel training)
 
 
 STAGES = {
     "input": Stage("cad.inputs.prepare:prepare_input", reads=(), source=True),
-    "prior": Stage("cad.prior.sample:sample_prior", reads=("input",), models=("zero123",)),
+    "prior": Stage("cad.prior.sample:sample_prior", reads=("input",), models=("zero123",), pieces=True),
     "prune": Stage("cad.prior.prune:prune_prior", reads=("input", "prior"), models=("clip",), source=True),
     "refine": Stage(
         "cad.prior.refine:refine_prior",
         reads=("input", "prior", "prune"),
         models=("refiner", "controlnet", "depth", "deepfloyd_stage1", "deepfloyd_stage2"),
+        pieces=True,
     ),
     "stage1": Stage(
-        "cad.train.stage1:train_stage1", reads=("refine",), networks=("generator", "discriminator"), renders=True
+        "cad.train.stage1:train_stage1",
+        reads=("refine",),
+        networks=("generator", "discriminator"),
+        renders=True,
+        team=True,
     ),
-    "stage2": Stage("cad.train.stage2:train_stage2", reads=("stage1", "refine"), models=("lpips",), renders=True),
-    "orbit": Stage("cad.evaluate.orbit:render_orbit", reads=("stage2", "input"), renders=True),
+    "stage2": Stage(
+        "cad.train.stage2:train_stage2", reads=("stage1", "refine"), models=("lpips",), renders=True, team=True
+    ),
+    "orbit": Stage("cad.evaluate.orbit:render_orbit", reads=("stage2", "input"), renders=True, pieces=True),
     "evaluate": Stage(
         "cad.evaluate.score:evaluate_orbit",
         reads=("input", "refine", "orbit", "stage2"),
         models=("lpips",),
         source=True,
         renders=True,
+        pieces=True,
     ),
 }
 
@@ -65,8 +76,11 @@ def run_folder(stage: str, entry: str) -> Path:
     return RUNS / entry / stage
 
 
-def run_stage(name: str, entry: str, params_file: Path) -> Path:
+def run_stage(name: str, entry: str, params_file: Path, engine: "Kind" = "local") -> Path:
     """Run one stage of one entry, resuming what a kill left, and return its folder.
+
+    engine: where the pieces of a stage that comes in pieces are done; what comes of it is the same. Processes that
+    `accelerate launch` started train together, and the first of them writes.
 
     Work in progress is found again by settings, inputs, code and torch's version (`identity`); `lineage.json` leaves
     the last two out, for DVC hashes it, and tells the device and the renderer, for other ones give other bits.
@@ -75,10 +89,12 @@ def run_stage(name: str, entry: str, params_file: Path) -> Path:
     from cad.config import load
 
     stage, params = STAGES[name], load(params_file)
+    if launched() > 1 and not stage.team:
+        raise UserError(f"accelerate launch: {name} is no training; start it once, with --engine ray for many machines")
     fix_environment(params.runtime.threads)  # before the next import brings numpy, which reads it once
     if not stage.reads:
         require_picture(params, params.object_of(name, entry))
-    from cad.artifacts import workspace, write_json
+    from cad.artifacts import write_json
     from cad.render.choice import rendered_by
 
     decides = identity(name, entry, params)
@@ -91,13 +107,25 @@ def run_stage(name: str, entry: str, params_file: Path) -> Path:
         arguments["source"] = params.objects[decides["object"]]
 
     out = run_folder(name, entry)
-    with _context(name, entry, params, decides) as context:
-        with workspace(out, decides) as work:
+    with _context(name, entry, params, decides, engine) as context:
+        with _work(out, decides) as work:
             _function(stage)(out=work, context=context, **arguments)
-            ran_on = rendered_by(context.device) if stage.renders else {"device": context.device.type}
-            write_json(work / LINEAGE, {"schema": 1, "stage": name, "inputs": decides["inputs"], **ran_on})
+            if is_first():
+                ran_on = rendered_by(context.device) if stage.renders else {"device": context.device.type}
+                ran_on |= {"processes": str(launched())} if launched() > 1 else {}
+                write_json(work / LINEAGE, {"schema": 1, "stage": name, "inputs": decides["inputs"], **ran_on})
         context.tracker.artifact(f"{entry}-{name}", out, name)
     return out
+
+
+def launched() -> int:
+    """How many processes a launcher has started to run this stage together; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def is_first() -> bool:
+    """Whether this process is the only or the first one of those."""
+    return launched() == 1 or os.environ["RANK"] == "0"
 
 
 def identity(name: str, entry: str, params: "Params") -> dict[str, Any]:
@@ -106,6 +134,7 @@ def identity(name: str, entry: str, params: "Params") -> dict[str, Any]:
     Code is a digest of what the stage computes with (`cad.code`), libraries are the version of torch. Nothing is
     probed: `auto` stands for itself. Raises UserError that names an upstream folder which is missing.
     """
+    from cad import plugins
     from cad.artifacts import digest
 
     stage, settings, above = STAGES[name], params.resolve(name, entry)[0], params.ancestors(name, entry)
@@ -126,6 +155,7 @@ def identity(name: str, entry: str, params: "Params") -> dict[str, Any]:
         "networks": {section: params.resolve(section, entry)[0].model_dump() for section in stage.networks},
         "source": source.model_dump() if stage.source else None,
         "models": {path: _digest_or_name(path) for path in models_read(name, entry, params)},
+        "plugins": plugins.identities(getattr(settings, "plugins", [])),
         "inputs": {upstream: digest(folder) for upstream, folder in folders.items()} or _source_digests(source),
     }
 
@@ -149,8 +179,7 @@ def models_read(name: str, entry: str, params: "Params") -> list[str]:
     """The weights that a stage of an entry loads: local files, local folders or model ids."""
     settings = params.resolve(name, entry)[0]
     fields = getattr(settings, "models", STAGES[name].models)  # settings that choose among models say which
-    scorers = getattr(settings, "scorers", {})
-    return [getattr(params.models, field) for field in fields] + [scorer.model for scorer in scorers.values()]
+    return [getattr(params.models, field) for field in fields] + getattr(settings, "scorer_models", [])
 
 
 def _source_digests(source: "ObjectSettings") -> dict[str, str]:
@@ -172,7 +201,12 @@ def _digest_or_name(path: str) -> str:
 
 def fix_environment(threads: int) -> None:
     """What must be set before numerical libraries are imported for a CPU to give the same bits again."""
-    fixed = {
+    os.environ.update(fixed_environment(threads))
+
+
+def fixed_environment(threads: int) -> dict[str, str]:
+    """The variables that `fix_environment` sets."""
+    return {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "OPENBLAS_NUM_THREADS": str(threads),
@@ -180,19 +214,47 @@ def fix_environment(threads: int) -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "SOURCE_DATE_EPOCH": "0",
     }
-    os.environ.update(fixed)
 
 
 @contextmanager
-def _context(name: str, entry: str, params: "Params", decides: dict[str, Any]) -> Iterator[Any]:
+def _work(out: Path, decides: dict[str, Any]) -> Iterator[Path]:
+    """The stage's work folder: of several processes the first one holds it, and moves it out when all have ended."""
+    from cad.artifacts import workspace
+    from cad.artifacts.workspace import work_folder
+
+    if launched() == 1:
+        with workspace(out, decides) as work:
+            yield work
+        return
+    from cad.train.parallel import meet
+
+    with workspace(out, decides) if is_first() else nullcontext(work_folder(decides)) as work:
+        meet()  # the folder is there
+        yield work
+    meet()  # it is moved
+
+
+@contextmanager
+def _context(name: str, entry: str, params: "Params", decides: dict[str, Any], kind: "Kind") -> Iterator[Any]:
     from cad.context import Context, prepare_device
+    from cad.engine import open_engine
     from cad.render.choice import resolve_renderer, use_renderer
     from cad.tracking import open_tracker
 
-    device = prepare_device(params.runtime.device, params.runtime.threads)
-    renderer = resolve_renderer(params.runtime.renderer if STAGES[name].renders else "reference", device)
-    with use_renderer(renderer), open_tracker(params.tracking, name, entry, decides, decides["inputs"]) as tracker:
-        yield Context(seed=params.seed, object=decides["object"], device=device, tracker=tracker)
+    threads = params.runtime.threads
+    device = prepare_device(params.runtime.device, threads)
+    with ExitStack() as open_till_end:
+        if launched() > 1:
+            from cad.train.parallel import team
+
+            open_till_end.enter_context(team(device))
+        renderer = resolve_renderer(params.runtime.renderer if STAGES[name].renders else "reference", device)
+        open_till_end.enter_context(use_renderer(renderer))
+        opened = open_engine(kind if STAGES[name].pieces else "local", threads, fixed_environment(threads), renderer)
+        engine = open_till_end.enter_context(opened)
+        tracking = params.tracking if is_first() else params.tracking.model_copy(update={"mode": "disabled"})
+        tracker = open_till_end.enter_context(open_tracker(tracking, name, entry, decides, decides["inputs"]))
+        yield Context(params.seed, decides["object"], device, tracker, engine)
 
 
 def _function(stage: Stage) -> Any:

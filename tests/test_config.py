@@ -49,7 +49,7 @@ def test_params_yaml_is_the_composition_of_mini() -> None:
     assert (ROOT / "params.yaml").read_text() == OmegaConf.to_yaml(OmegaConf.create(MINI))
 
 
-@pytest.mark.parametrize("profile", ["mini", "smoke", "paper"])
+@pytest.mark.parametrize("profile", ["mini", "smoke", "paper", "single-gpu"])
 @pytest.mark.parametrize("objects", ["[robot]", "[robot,car]"])
 def test_every_profile_is_sound_with_every_object(tmp_path: Path, profile: str, objects: str) -> None:
     file = tmp_path / "params.yaml"

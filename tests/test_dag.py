@@ -1,6 +1,7 @@
 """dvc.yaml against the table of stages, the settings, and what the stages' code imports."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from ruamel.yaml import YAML
 
 from cad.code import code_files
 from cad.config import TABLES, load
+from cad.plugins import record
 from cad.stages import STAGES, run_folder
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +68,7 @@ def paths(items: list) -> list[str]:
 
 
 def test_every_stage_of_the_table_is_in_the_dag_and_no_other() -> None:
-    assert set(DAG) == {*STAGES, "report"}
+    assert set(DAG) == {*STAGES, "report", "plugins"}
     assert set(STAGES) == set(TABLES) == set(COMMANDS)
 
 
@@ -90,7 +92,10 @@ def test_stage_depends_on_its_settings(stage: str) -> None:
     wanted |= {f"models.{field}" for field in STAGES[stage].models}
     if link == "object":
         wanted.add(f"objects.${{item.{link}}}")
-    assert set(DAG[stage]["do"]["params"]) == wanted
+    given = DAG[stage]["do"]["params"]
+    assert {each for each in given if isinstance(each, str)} == wanted
+    plugged = [{"plugins.json": [f"{stage}.${{key}}"]}] if hasattr(type(getattr(PARAMS, stage)), "plugins") else []
+    assert [each for each in given if not isinstance(each, str)] == plugged
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -119,13 +124,21 @@ def test_work_in_progress_knows_the_same_code_and_whether_it_renders(stage: str)
     assert uncovered(files - (python - imported(module)), DAG[stage]["do"]["deps"]) == []
 
 
+def test_the_plugins_stage_watches_their_folder_and_all_entries_that_can_have_them() -> None:
+    stages = [stage for stage in TABLES if hasattr(type(getattr(PARAMS, stage)), "plugins")]
+    assert set(DAG["plugins"]["params"]) == {name for stage in stages for name in (stage, TABLES[stage][0])}
+    assert uncovered(imported("cad.plugins"), DAG["plugins"]["deps"]) == []
+    assert "plugins" in DAG["plugins"]["deps"]
+    assert json.loads((ROOT / "plugins.json").read_text()) == record(PARAMS), "write it by `cad plugins`"
+
+
 def test_report_depends_on_its_code_and_imports_no_model() -> None:
     files = imported("cad.report.page")
     assert uncovered(files, DAG["report"]["deps"]) == []
     assert not [file for file in files if file.startswith(("cad/models", "cad/render", "cad/train", "cad/prior"))]
 
 
-@pytest.mark.parametrize("stage", [*STAGES, "report"])
+@pytest.mark.parametrize("stage", [*STAGES, "report", "plugins"])
 def test_no_dependency_is_stale(stage: str) -> None:
     deps = DAG[stage].get("do", DAG[stage])["deps"]
     assert [dep for dep in deps if dep.startswith("cad") and not (ROOT / dep).exists()] == []
@@ -134,4 +147,5 @@ def test_no_dependency_is_stale(stage: str) -> None:
 def test_dvc_lists_one_stage_per_entry() -> None:
     dvc = [sys.executable, "-m", "dvc", "stage", "list", "--name-only"]
     listed = subprocess.run(dvc, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    assert set(listed) == {f"{s}@{e}" for s, (table, _) in TABLES.items() for e in getattr(PARAMS, table)} | {"report"}
+    wanted = {f"{stage}@{entry}" for stage, (table, _) in TABLES.items() for entry in getattr(PARAMS, table)}
+    assert set(listed) == wanted | {"report", "plugins"}

@@ -75,6 +75,14 @@ def test_what_has_not_changed_is_not_run_again(pipeline):
     assert Path("count").read_text() == "1\n2\n2\n"
 
 
+def test_of_some_stages_only_they_and_what_they_share_with_others_are_run(pipeline):
+    pipeline(
+        shared=("touch shared", None), wanted=("touch wanted", ["shared"]), other=("touch other", ["shared"]),
+    )  # fmt: skip
+    reproduce(1, ["wanted"])
+    assert [name for name in ("shared", "wanted", "other") if Path(name).exists()] == ["shared", "wanted"]
+
+
 def test_a_stage_that_fails_is_named_and_nothing_is_begun_after_it(pipeline, capfd):
     pipeline(
         bad=("echo the reason >&2; exit 3", None), below=("touch below", ["bad"]), apart=("touch apart", ["below"])

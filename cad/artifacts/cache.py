@@ -38,6 +38,23 @@ def shard_name(index: int) -> str:
     return f"images-{index:05d}.safetensors"
 
 
+def shard_positions(poses: int, shard_poses: int, shard: int) -> range:
+    """The positions of the poses in a shard of a cache of so many poses."""
+    return range(poses)[shard * shard_poses : (shard + 1) * shard_poses]
+
+
+def store_shard(folder: Path, shard: int, images: NDArray[np.uint8]) -> str:
+    """Write the file of one shard, uint8 [m, N, H, W, 3], and return its digest for `PriorCacheWriter.take_shard`.
+
+    By itself, so that many processes can write shards of one cache.
+    """
+    from safetensors.numpy import save
+
+    path = folder / shard_name(shard)
+    write_atomic(path, save({"images": np.ascontiguousarray(images)}))
+    return digest(path)
+
+
 class PriorCache:
     """A finished prior cache, checked when it is opened; each shard's digest is checked when it is first read."""
 
@@ -192,18 +209,18 @@ class PriorCacheWriter:
 
     def shard_range(self, shard: int) -> range:
         """The positions of a shard's poses."""
-        return range(len(self._index["pose"]))[shard * self.shard_poses : (shard + 1) * self.shard_poses]
+        return shard_positions(len(self._index["pose"]), self.shard_poses, shard)
 
     def write_shard(self, shard: int, images: NDArray[np.uint8]) -> None:
         """Write one shard, uint8 [m, N, H, W, 3]; ValueError for another dtype or shape."""
-        from safetensors.numpy import save
-
         wanted = (len(self.shard_range(shard)), self.samples, self.resolution, self.resolution, 3)
         if images.dtype != np.uint8 or images.shape != wanted:
             raise ValueError(f"shard {shard} is uint8 {wanted}, not {images.dtype} {images.shape}")
-        path = self.folder / shard_name(shard)
-        write_atomic(path, save({"images": np.ascontiguousarray(images)}))
-        self._done[path.name] = digest(path)
+        self.take_shard(shard, store_shard(self.folder, shard, images))
+
+    def take_shard(self, shard: int, checksum: str) -> None:
+        """Count a shard that `store_shard` has written as done."""
+        self._done[shard_name(shard)] = checksum
         write_json(self.folder / PROGRESS, {"layout": self._layout, "shards": self._done})
 
     def finish(self) -> None:

@@ -11,6 +11,7 @@ from cad.cli import (
     elevation,
     object,
     plan,
+    plugins,
     prior,
     report,
     repro,
@@ -43,6 +44,7 @@ app.command("repro")(repro.repro)
 app.command("status")(status.status)
 app.command("doctor")(doctor.doctor)
 app.command("plan")(plan.plan)
+app.command("plugins")(plugins.plugins)
 app.add_typer(weights.app, name="weights")
 app.add_typer(demo.app, name="demo")
 app.add_typer(toyworld.app, name="toyworld")

@@ -5,13 +5,19 @@ from typing import Annotated
 
 import typer
 
-from cad.stages import run_stage
+from cad.engine import Kind
+from cad.stages import is_first, run_stage
 
 Entry = Annotated[str, typer.Argument(help="Entry of the stage's table in the settings file, e.g. robot.")]
 ParamsFile = Annotated[Path, typer.Option("--params", help="The settings file.")]
+EngineOption = Annotated[
+    Kind, typer.Option("--engine", envvar="CAD_ENGINE", help="Here, or on the GPUs and machines of a Ray cluster.")
+]
 PARAMS = Path("params.yaml")
 
 
-def run(stage: str, entry: str, params: Path) -> None:
+def run(stage: str, entry: str, params: Path, engine: Kind = "local") -> None:
     """Run one stage and print where its output lies."""
-    print(f"{stage} {entry}: {run_stage(stage, entry, params)}")
+    folder = run_stage(stage, entry, params, engine)
+    if is_first():
+        print(f"{stage} {entry}: {folder}")

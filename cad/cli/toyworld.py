@@ -75,6 +75,21 @@ def prove_pruning(
     typer.echo(f"{reports / 'pruning.md'} written")
 
 
+@app.command("refinement")
+def compare_strengths(
+    params: Params = PARAMS,
+    work: Work = WORK,
+    weights: Weights = WEIGHTS,
+    runs: Annotated[Path, typer.Option(help="Folder of the runs whose generated objects are compared.")] = Path("runs"),
+    reports: Annotated[Path, typer.Option(help="Folder that refinement.md, .csv and .png go to.")] = Path("reports"),
+) -> None:
+    """Refine held-out samples at strengths 0.4 to 1.0 by both families, as in Fig. 10 (some ten minutes; resumes)."""
+    from cad.toyworld import refinement, settings
+
+    refinement.compare(settings.load_settings(params), work, weights, runs, reports, typer.echo)
+    typer.echo(f"{reports / 'refinement.md'} written")
+
+
 @app.command("elevation")
 def measure_elevation(
     params: Params = PARAMS,

@@ -4,44 +4,40 @@ A singular section (`prior`) holds the settings of a stage; the plural table bes
 entry names its upstream entry and may override any setting of its section, which is all that an ablation is.
 """
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import UnionType
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, Self
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from cad.config.explain import unknown, validate
 from cad.config.refine import RefineSettings
 from cad.config.rules import check_clamps, check_groups, check_patch
 from cad.config.sections import (
     CameraSettings,
     CaseSettings,
     Count,
-    DiscriminatorSettings,
     ElevationSettings,
     EvaluateSettings,
-    GeneratorSettings,
     InputSettings,
     ModelPaths,
     Name,
     ObjectSettings,
     OrbitSettings,
+    PluginScorerSettings,
     PriorSettings,
     PruneSettings,
     ReportSettings,
     RuntimeSettings,
     ScorerSettings,
     Section,
-    Stage1Settings,
-    Stage2Settings,
     ToyworldSettings,
     TrackingSettings,
 )
+from cad.config.training import DiscriminatorSettings, GeneratorSettings, Stage1Settings, Stage2Settings
 from cad.errors import UserError
 
 __all__ = [
@@ -57,6 +53,7 @@ __all__ = [
     "ObjectSettings",
     "OrbitSettings",
     "Params",
+    "PluginScorerSettings",
     "PriorSettings",
     "PruneSettings",
     "RefineSettings",
@@ -70,9 +67,9 @@ __all__ = [
     "TrackingSettings",
     "check",
     "load",
+    "validate",
 ]
 
-S = TypeVar("S", bound=Section)
 Table = dict[Name, dict[str, Any]]
 
 # section -> (its table, the key by which an entry names its upstream), in the order of the data flow
@@ -137,7 +134,7 @@ class Params(Section):
             self._check_branch(entry)
         for row, entry in self.report.rows.items():
             if entry not in self.evaluations:
-                raise UserError(f"report.rows.{row}: {_unknown('evaluation', entry, self.evaluations)}")
+                raise UserError(f"report.rows.{row}: {unknown('evaluation', entry, self.evaluations)}")
         return self
 
     def resolve(self, section: str, entry: str) -> tuple[Any, str]:
@@ -151,11 +148,11 @@ class Params(Section):
         table, link = TABLES[stage]
         entries: Table = getattr(self, table)
         if entry not in entries:
-            raise UserError(f"{table}.{entry}: {_unknown('entry', entry, entries)}")
+            raise UserError(f"{table}.{entry}: {unknown('entry', entry, entries)}")
         overrides = dict(entries[entry])
         upstream = overrides.pop(link, None)
         if upstream not in (above := self._upstream_entries(stage)):
-            raise UserError(f"{table}.{entry}.{link}: {_unknown(link, upstream, above)}")
+            raise UserError(f"{table}.{entry}.{link}: {unknown(link, upstream, above)}")
         networks = {name: overrides.pop(name, {}) for name, owner in NETWORKS.items() if owner == stage}
         where = f"{table}.{entry}"
         if section in networks:
@@ -163,7 +160,7 @@ class Params(Section):
             if not isinstance(overrides, dict):
                 raise UserError(f"{where}: holds no mapping; write the settings to override under it")
         settings: Section = getattr(self, section)
-        return _validate(type(settings), _overridden(settings, overrides), f"{where}."), upstream
+        return validate(type(settings), _overridden(settings, overrides), f"{where}."), upstream
 
     def object_of(self, section: str, entry: str) -> str:
         """The object that an entry is about, found by walking up the tables."""
@@ -264,66 +261,6 @@ def load(path: Path) -> Params:
 def check(values: dict[str, Any], origin: str) -> Params:
     """Settings that were read or composed, as checked ones; a UserError begins with their origin."""
     try:
-        return _validate(Params, values, "")
+        return validate(Params, values, "")
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
-
-
-def _validate(model: type[S], values: dict[str, Any], where: str) -> S:
-    """`values` as a checked section; a fault is one line, its path prefixed by `where`."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise UserError(_explain(error.errors()[0], model, where)) from None
-
-
-def _explain(fault: ErrorDetails, model: type[Section], where: str) -> str:
-    """One line for pydantic's first complaint: the key's full path, what is wrong, what to do."""
-    path = where + ".".join(str(part) for part in fault["loc"] if part != "[key]")
-    field = _field(model, fault["loc"])
-    meaning = f"; it is {field.description}" if field is not None and field.description else ""
-    match fault["type"]:
-        case "extra_forbidden":
-            known = _field_names(model, fault["loc"][:-1])
-            return f"{path}: unknown key; {_meant(str(fault['loc'][-1]), known)}"
-        case "missing":
-            return f"{path}: is missing{meaning}; write a value, see experiments/profile/mini.yaml"
-        case "value_error":
-            return f"{path.removesuffix('.')}: {fault['msg'].removeprefix('Value error, ')}; correct one of them"
-        case _:
-            return f"{path}: {fault['msg'][0].lower()}{fault['msg'][1:]}, not {fault['input']!r}{meaning}; correct it"
-
-
-def _field(model: type[Section], location: tuple[int | str, ...]) -> Any:
-    """The pydantic field at a location, or None beneath a table."""
-    field = None
-    owner: Any = model
-    for part in location:
-        fields = getattr(owner, "model_fields", {})
-        field = fields.get(part)
-        owner = _section_of(field.annotation) if field is not None else None
-    return field
-
-
-def _field_names(model: type[Section], location: tuple[int | str, ...]) -> list[str]:
-    """Known keys of the section at a location."""
-    field = _field(model, location)
-    owner = model if not location else _section_of(getattr(field, "annotation", None))
-    return list(getattr(owner, "model_fields", {}))
-
-
-def _section_of(annotation: Any) -> Any:
-    """The section within `Section | None`; any other annotation as it is."""
-    members = get_args(annotation) if isinstance(annotation, UnionType) else ()
-    return next((each for each in members if hasattr(each, "model_fields")), annotation)
-
-
-def _unknown(kind: str, name: object, known: dict[str, Any]) -> str:
-    return f"there is no {kind} {name!r}; {_meant(str(name), list(known))}"
-
-
-def _meant(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f"did you mean {close[0]}?"
-    return f"known: {', '.join(known)}" if known else "remove it or correct its spelling"

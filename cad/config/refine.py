@@ -1,9 +1,10 @@
 """The settings of refinement: what all refiners share, and a section for each family with what only that one needs."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from cad.config.kinds import check_owner, is_plugin, one_of
 from cad.config.sections import Count, NotNegative, Precision, Section
 
 Strength = Annotated[float, Field(gt=0, le=1)]
@@ -68,9 +69,10 @@ class RefineSettings(Section):
     """Diffuse-and-denoise of the kept samples with a text-guided model (Sec. 3.3, App. C)."""
 
     enabled: bool = Field(description="false passes the kept samples on as they are; refinement is in Sec. 3.3")
-    kind: Literal["latent-diffusion", "controlnet-depth", "deepfloyd-if"] = Field(
-        description="family of the refiner, chosen per object as in App. C; latent-diffusion is [ours]"
+    kind: Annotated[str, AfterValidator(one_of(*REFINER_MODELS))] = Field(
+        description="family of the refiner, chosen per object as in App. C; latent-diffusion and plug-ins are [ours]"
     )
+    settings: dict[str, Any] | None = Field(description="a plug-in's own settings, null for the families; [ours]")
     latent_diffusion: LatentDiffusionSettings | None = Field(
         description="settings of the kind latent-diffusion, null where no entry is of it; [ours]"
     )
@@ -97,8 +99,9 @@ class RefineSettings(Section):
 
     @model_validator(mode="after")
     def _kind_and_precision_agree_with_the_rest(self) -> "RefineSettings":
+        check_owner(self.kind, self.settings)
         section = self.kind.replace("-", "_")
-        if getattr(self, section) is None:
+        if not is_plugin(self.kind) and getattr(self, section) is None:
             raise ValueError(f"kind is {self.kind}, but {section} is null")
         if self.bf16 and self.precision != "float32":
             raise ValueError(f"bf16 is for float32 weights, precision is {self.precision}: set bf16 to false")
@@ -107,4 +110,9 @@ class RefineSettings(Section):
     @property
     def models(self) -> tuple[str, ...]:
         """The fields of ModelPaths that refining by these settings loads."""
-        return REFINER_MODELS[self.kind] if self.enabled else ()
+        return REFINER_MODELS.get(self.kind, ()) if self.enabled else ()
+
+    @property
+    def plugins(self) -> list[tuple[str, dict[str, Any]]]:
+        """Plug-ins that refining makes, with their settings."""
+        return [(self.kind, self.settings or {})] if self.enabled and is_plugin(self.kind) else []

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from cad.artifacts.tensors import open_tensors
+from cad.config.kinds import is_plugin
 from cad.doctor.findings import BROKEN, MISSING, UNKNOWN, Finding, ok
 from cad.errors import UserError
 
@@ -84,6 +85,8 @@ def examine_weights(params: "Params", record: Record | None) -> list[Finding]:
     named = {name: path for name, path in params.models.model_dump().items() if path is not None}
     found = [_weights(f"models.{name}", path, record) for name, path in named.items()]
     for name, scorer in params.evaluate.scorers.items():
+        if is_plugin(scorer.kind):
+            continue  # `cad plugins` looks for it
         place = scorer.model.removeprefix("local-dir:")
         if scorer.kind == "open_clip" and place == scorer.model:
             says = f"open_clip {scorer.model} ({scorer.pretrained}): comes from the network at its first use"

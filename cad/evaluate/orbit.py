@@ -1,11 +1,14 @@
 """The evaluation orbit (Sec. 4): 120 views around the object per seed, from the 2D branch and from the 3D branch."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -14,12 +17,12 @@ from torch.nn.functional import interpolate
 from cad.artifacts import InputArtifact, Orbit, OrbitWriter, read_json, write_image, write_json, write_video
 from cad.camera import Poses, near_far, orbit_poses
 from cad.config import CameraSettings, OrbitSettings
-from cad.context import Context
+from cad.context import Advance, Context, Do
 from cad.errors import UserError
 from cad.progress import progress
 from cad.render.choice import check_begun, rendered_by
 from cad.render.reference import Sampling
-from cad.train.load import LoadedGenerator, Subject, load_generator
+from cad.train.load import LoadedGenerator, Subject, load_generator, output_side
 
 BRANCHES = ("2d", "3d")
 RENDER = "render.json"  # the settings, the renderer and the kind of device
@@ -35,6 +38,17 @@ class Views(NamedTuple):
     depth: NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What the batches of frames of one orbit have in common."""
+
+    settings: OrbitSettings
+    camera: CameraSettings
+    stage2_dir: Path
+    input_dir: Path
+    out: Path
+
+
 def render_orbit(
     settings: OrbitSettings, camera: CameraSettings, stage2_dir: Path, input_dir: Path, out: Path, context: Context
 ) -> None:
@@ -44,40 +58,76 @@ def render_orbit(
     frame 0 is the view to compare with the input. Raises UserError for a broken input or checkpoint, and for
     frames that another renderer or device began.
     """
-    reference = InputArtifact.open(input_dir)
-    poses = orbit_poses(settings.frames, reference.reference_polar, reference.reference_azimuth)
-    generator = load_generator(stage2_dir, "stage2", context.device)
-    seeds = range(settings.seeds)
-    side = generator.settings.output_resolution
+    plan = Plan(settings, camera, stage2_dir, input_dir, out)
+    side = output_side(stage2_dir, "stage2")
     # First, for a resumed run to compare: what the frames are rendered with, and a control's would have to be.
     if (out / RENDER).exists():
         check_begun(out, read_json(out / RENDER), context.device)
     write_json(out / RENDER, settings.model_dump() | rendered_by(context.device))
-    writer = OrbitWriter(out, poses, camera.radius, camera.fov_deg, side, BRANCHES, seeds)
-    missing = {
-        (branch, seed): missing_batches(writer.missing(branch, seed), settings) for branch in BRANCHES for seed in seeds
-    }
+    writer, batches = writer_of(plan, side), batches_of(settings)
+    gaps = {(branch, seed): writer.missing(branch, seed) for branch in BRANCHES for seed in writer.seeds}
+    missing = [batches.index(batch) for batch in batches_with(gaps, settings)]
     total = len(BRANCHES) * settings.seeds * settings.frames
-    with progress(total, "orbit", total - sum(len(batch) for x in missing.values() for batch in x)) as bar:
-        for (branch, seed), batches in missing.items():
-            if not batches:
-                continue
-            subject = generator.subject(branch, generator.w(seed, settings.truncation))  # its planes serve all frames
-            for batch in batches:
-                views = view_subject(generator, subject, take(poses, batch), settings, camera)
-                for k, color, alpha, depth in zip(batch, *views, strict=True):
-                    writer.write(branch, seed, k, color, alpha, depth)
-                bar.advance(len(batch))
+    with progress(total, "orbit", total - sum(len(batches[i].frames) for i in missing)) as bar:
+        context.engine.run(begin_rendering, plan, missing, lambda *_: None, bar.advance, context)
     writer.finish()
     orbit = Orbit.open(out)
     for branch in BRANCHES:
-        for seed in seeds:
+        for seed in writer.seeds:
             name = f"{branch}-seed-{seed:04d}"
             write_video(out / f"{name}.mp4", video_frames(orbit, branch, seed), settings.fps)
             context.tracker.video(f"orbit/{name}", out / f"{name}.mp4")
     sheet = labelled_sheet(orbit)
     write_image(out / "contact.png", sheet)
     context.tracker.image("orbit/contact", sheet, 0)
+
+
+class Batch(NamedTuple):
+    """Frames of one branch and seed that are rendered at once."""
+
+    branch: str
+    seed: int
+    frames: range
+
+
+def batches_of(settings: OrbitSettings) -> list[Batch]:
+    """Every batch of an orbit."""
+    whole = {(branch, seed): list(range(settings.frames)) for branch in BRANCHES for seed in range(settings.seeds)}
+    return batches_with(whole, settings)
+
+
+def batches_with(frames: Mapping[tuple[str, int], list[int]], settings: OrbitSettings) -> list[Batch]:
+    """The batches that hold any of these frames, of branches and seeds."""
+    return [Batch(*which, batch) for which, some in frames.items() for batch in missing_batches(some, settings)]
+
+
+def writer_of(plan: Plan, side: int) -> OrbitWriter:
+    """What writes the plan's orbit, or goes on with it; side: of a frame, in pixels."""
+    reference = InputArtifact.open(plan.input_dir)
+    poses = orbit_poses(plan.settings.frames, reference.reference_polar, reference.reference_azimuth)
+    lens = plan.camera
+    return OrbitWriter(plan.out, poses, lens.radius, lens.fov_deg, side, BRANCHES, range(plan.settings.seeds))
+
+
+def begin_rendering(plan: Plan, context: Context) -> Do:
+    """Load the generator; returns what renders and writes one batch, by its place in `batches_of`."""
+    settings, camera = plan.settings, plan.camera
+    generator = load_generator(plan.stage2_dir, "stage2", context.device)
+    writer, batches = writer_of(plan, generator.settings.output_resolution), batches_of(settings)
+    poses = Poses(torch.from_numpy(writer.azimuth), torch.from_numpy(writer.polar))
+
+    @lru_cache(maxsize=1)  # its planes serve all frames
+    def subject(branch: str, seed: int) -> Subject:
+        return generator.subject(branch, generator.w(seed, settings.truncation))
+
+    def do(piece: int, advance: Advance) -> None:
+        branch, seed, frames = batches[piece]
+        views = view_subject(generator, subject(branch, seed), take(poses, frames), settings, camera)
+        for k, color, alpha, depth in zip(frames, *views, strict=True):
+            writer.write(branch, seed, k, color, alpha, depth)
+        advance(len(frames))
+
+    return do
 
 
 def rendered_with(folder: Path) -> OrbitSettings:

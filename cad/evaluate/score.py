@@ -4,9 +4,10 @@ Beside it stand measures that different fakes fail: where the truth is known, th
 and the distance to true views (`distribution`); always the diversity and the cross-view error.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from torch import Tensor
 from cad.artifacts import InputArtifact, Orbit, PriorCache, write_atomic, write_image, write_json
 from cad.camera import Poses
 from cad.config import CameraSettings, EvaluateSettings, ModelPaths, ObjectSettings
-from cad.context import Context
+from cad.context import Advance, Context, Do
 from cad.errors import UserError
 from cad.evaluate import controls, distribution, truth
 from cad.evaluate.controls import Row
@@ -34,6 +35,37 @@ from cad.evaluate.summary import (
 )
 from cad.progress import progress
 from cad.train.perceptual import load_lpips
+
+
+class Batch(NamedTuple):
+    """Views of one row that one scorer embeds at once: `first` and following of the row's seeds and frames."""
+
+    scorer: str
+    row: str
+    first: int
+
+
+@dataclass
+class Plan:
+    """What the batches of one evaluation have in common; views: uint8 [S, F, H, W, 3] by row."""
+
+    settings: EvaluateSettings
+    views: dict[str, np.ndarray]
+    scorers: list[Scorer] | None  # as they are loaded in this process; another one loads its own
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "scorers": None}
+
+    def batches(self) -> list[Batch]:
+        """Every batch, scorer by scorer and row by row."""
+        counts = {row: views.shape[0] * views.shape[1] for row, views in self.views.items()}
+        size = self.settings.batch
+        return [
+            Batch(scorer, row, first)
+            for scorer in self.settings.scorers
+            for row, count in counts.items()
+            for first in range(0, count, size)
+        ]
 
 
 def evaluate_orbit(
@@ -56,15 +88,11 @@ def evaluate_orbit(
     """
     reference, orbit, refined = InputArtifact.open(input_dir), Orbit.open(orbit_dir), PriorCache.open(refine_dir)
     check_settings(settings, orbit)
-    scorers = [load_scorer(name, each, context.device) for name, each in settings.scorers.items()]
+    scorers = load_scorers(settings, context.device)
     lpips = load_lpips(Path(models.lpips), context.device)
     rows = dict(controls.collect_rows(settings, camera, source, reference, orbit, stage2_dir, context))
     table = pd.concat([frame_table(name, row, orbit.poses) for name, row in rows.items()], ignore_index=True)
-    with progress(len(scorers) * len(table), "scoring", 0) as bar:
-        embedded = [
-            {name: embed(scorer, row.images, settings.batch, bar.advance) for name, row in rows.items()}
-            for scorer in scorers
-        ]
+    embedded = embed_rows(Plan(settings, {name: row.images for name, row in rows.items()}, scorers), context)
     for scorer, views in zip(scorers, embedded, strict=True):
         add_scores(table, scorer, views, reference)
     if source.toyworld is not None:
@@ -89,11 +117,51 @@ def evaluate_orbit(
         metrics["relative_image"] = relative_image(metrics["scorers"])
         metrics["relative_span_least"] = SPAN_LEAST
         between = controls.true_row(source, camera, distribution.between_frames(orbit.poses), orbit.resolution)
-        true_views = embed(scorers[0], between.images, settings.batch, lambda _: None)[0]
+        true_views = embed(scorers[0], between.images, settings.batch)[0]
         metrics["distribution"] = distribution_summary(scorers[0].name, embedded[0], true_views)
     write_json(out / "metrics.json", metrics)
     context.tracker.log(flattened(metrics), 0)
     context.tracker.table("evaluate/frames", table)
+
+
+def load_scorers(settings: EvaluateSettings, device: torch.device) -> list[Scorer]:
+    """All scorers of the settings, in their order."""
+    return [load_scorer(name, each, device) for name, each in settings.scorers.items()]
+
+
+def embed_rows(plan: Plan, context: Context) -> list[dict[str, Tensor]]:
+    """Each scorer's unit embeddings [S, F, D] of every row."""
+    batches, found = plan.batches(), dict[Batch, Tensor]()
+    views = sum(each.shape[0] * each.shape[1] for each in plan.views.values())
+    with progress(len(plan.settings.scorers) * views, "scoring", 0) as bar:
+
+        def take(piece: int, embeddings: Tensor) -> None:
+            found[batches[piece]] = embeddings
+
+        context.engine.run(begin_scoring, plan, range(len(batches)), take, bar.advance, context)
+
+    def whole(scorer: str, row: str) -> Tensor:
+        parts = [found[batch] for batch in batches if (batch.scorer, batch.row) == (scorer, row)]
+        return torch.cat(parts).unflatten(0, plan.views[row].shape[:2])
+
+    return [{row: whole(name, row) for row in plan.views} for name in plan.settings.scorers]
+
+
+def begin_scoring(plan: Plan, context: Context) -> Do:
+    """Load the scorers; returns what embeds one batch, [n, D], by its place in the plan's batches."""
+    loaded = plan.scorers or load_scorers(plan.settings, context.device)
+    scorers: Mapping[str, Scorer] = dict(zip(plan.settings.scorers, loaded, strict=True))
+    batches = plan.batches()
+
+    def do(piece: int, advance: Advance) -> Tensor:
+        name, row, first = batches[piece]
+        views = plan.views[row]
+        flat = views.reshape(-1, *views.shape[2:])[first : first + plan.settings.batch]
+        embeddings = scorers[name].images(flat)
+        advance(len(flat))
+        return embeddings
+
+    return do
 
 
 def check_settings(settings: EvaluateSettings, orbit: Orbit) -> None:
@@ -121,13 +189,10 @@ def frame_table(name: str, row: Row, poses: Poses) -> pd.DataFrame:
     )
 
 
-def embed(scorer: Scorer, images: np.ndarray, batch: int, advance: Callable[[int], None]) -> Tensor:
+def embed(scorer: Scorer, images: np.ndarray, batch: int) -> Tensor:
     """Unit embeddings [S, F, D] of views uint8 [S, F, H, W, 3], `batch` at a time."""
     flat = images.reshape(-1, *images.shape[2:])
-    parts = []
-    for start in range(0, len(flat), batch):
-        parts.append(scorer.images(flat[start : start + batch]))
-        advance(len(parts[-1]))
+    parts = [scorer.images(flat[start : start + batch]) for start in range(0, len(flat), batch)]
     return torch.cat(parts).unflatten(0, images.shape[:2])
 
 

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from cad import plugins
 from cad.artifacts import digest
-from cad.config import ScorerSettings
+from cad.config import PluginScorerSettings, ScorerSettings
 from cad.errors import UserError
 
 # The mean and standard deviation that CLIP was trained with, for open_clip models that name none.
@@ -24,7 +25,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class Scorer(Protocol):
-    """Anything that embeds images and texts into one space; a new scorer is one class and one entry in `KINDS`."""
+    """Anything that embeds images and texts into one space (docs/extending.md for your own)."""
 
     name: str
     weights_digest: str
@@ -44,9 +45,13 @@ def score(a: Tensor, b: Tensor) -> Tensor:
     return 100 * a.double() @ b.double().T
 
 
-def load_scorer(name: str, settings: ScorerSettings, device: torch.device) -> Scorer:
-    """The scorer that `evaluate.scorers.<name>` describes; UserError where its weights are missing."""
-    return KINDS[settings.kind](name, settings, device)
+def load_scorer(name: str, settings: ScorerSettings | PluginScorerSettings, device: torch.device) -> Scorer:
+    """The scorer that `evaluate.scorers.<name>` describes; UserError where its weights or its plug-in are missing."""
+    if isinstance(settings, ScorerSettings):
+        return KINDS[settings.kind](name, settings, device)
+    where = f"evaluate.scorers.{name}.kind"
+    made: Scorer = plugins.make(settings.kind, where, Scorer, name=name, settings=settings.settings, device=device)
+    return made
 
 
 def preprocess(images: np.ndarray, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:

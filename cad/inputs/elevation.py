@@ -31,7 +31,7 @@ def estimate_polar(picture: np.ndarray, name: str, params: Params, device: torch
     model = Zero123.load(params.models.zero123, home, getattr(torch, params.prior.precision))
     if params.prior.offload:
         model.offload_idle(device)
-    check_resolution(len(picture), model.resolution, "zero123")
+    check_resolution(len(picture), model.resolution, "models.zero123")
     matcher = load_matcher(settings, device)
     streams = [(params.seed, name, "elevation", k) for k in range(settings.draws)]
     seen = [draw_neighbours(model, picture, settings.turn_deg, stream, params.prior, device) for stream in streams]

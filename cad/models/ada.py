@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from cad.models.resample import WHITE
+from cad.seeding import drawn
 
 # Strengths of Karras et al. 2020, Appendix B, except the angle [ours, see above].
 WHOLE_SHIFT = 0.125  # of the image side, uniform, rounded to pixels
@@ -61,14 +62,14 @@ class _Draws:
 
     def normal(self, deviation: float) -> Tensor:
         """Normal draws [B], 0 for the samples that are spared."""
-        return self._spare(torch.randn(self.batch, generator=self.generator) * deviation)
+        return self._spare(drawn(torch.randn, self.batch, generator=self.generator) * deviation)
 
     def uniform(self, reach: float) -> Tensor:
         """Uniform draws [B] in [-reach, reach), 0 for the samples that the previous or own gate spares."""
-        return self._spare((torch.rand(self.batch, generator=self.generator) * 2 - 1) * reach)
+        return self._spare((drawn(torch.rand, self.batch, generator=self.generator) * 2 - 1) * reach)
 
     def _spare(self, values: Tensor) -> Tensor:
-        chosen = torch.rand(self.batch, generator=self.generator) < self.chance
+        chosen = drawn(torch.rand, self.batch, generator=self.generator) < self.chance
         self.hit |= chosen
         return values * chosen
 

@@ -10,6 +10,7 @@ from torch.nn.functional import conv2d, interpolate
 
 from cad.models.layers import GAIN, Conv, Linear, activate, clamped, doublings, full_precision
 from cad.models.resample import enlarge_to
+from cad.seeding import drawn
 
 if TYPE_CHECKING:
     from cad.config import DiscriminatorSettings
@@ -172,5 +173,5 @@ def noisy_label(label: Tensor, amount: float, generator: torch.Generator) -> Ten
     [ours]: EG3D scales by the batch's spread, which on a full sphere is as large as the signal.
     """
     noise = torch.zeros(label.shape)
-    noise[:, :12] = torch.randn(len(label), 12, generator=generator) * amount
+    noise[:, :12] = drawn(torch.randn, len(label), 12, generator=generator) * amount
     return label + noise.to(label)

@@ -33,8 +33,8 @@ def foreground(images: np.ndarray, white_threshold: int) -> np.ndarray:
 
 
 def check_resolution(found: int, wanted: int, model: str) -> None:
-    """Refuse an input of another side than the model's, pixels."""
+    """Refuse an input of another side than the model's, pixels; `model` is what the settings call it."""
     if found != wanted:
         raise UserError(
-            f"params.yaml: input.resolution: {found} does not fit models.{model}, which works at {wanted}; set {wanted}"
+            f"params.yaml: input.resolution: {found} does not fit {model}, which works at {wanted}; set {wanted}"
         )

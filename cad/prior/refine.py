@@ -1,22 +1,25 @@
 """Distribution refinement, Sec. 3.3: add noise to each kept sample and denoise it with a text-guided 2D model.
 
-The paper's two are in `controlnet` and `deepfloyd`; a new refiner is one class with the `Refiner` protocol and one
-entry in `REFINERS`.
+The paper's two are in `controlnet` and `deepfloyd`; any class with the `Refiner` protocol can stand in their place
+(docs/extending.md).
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cad import plugins
 from cad.artifacts import InputArtifact, PriorCache, PriorCacheWriter, write_image
+from cad.artifacts.cache import shard_positions, store_shard
 from cad.camera import Poses
 from cad.config import CameraSettings, ModelPaths, RefineSettings
 from cad.config.refine import LatentDiffusionSettings
-from cad.context import Context
+from cad.context import Advance, Context, Do
 from cad.prior.controlnet import ControlNetRefiner
 from cad.prior.ddim import NoiseStreams, in_precision
 from cad.prior.deepfloyd import DeepFloydRefiner
@@ -96,6 +99,16 @@ REFINERS: dict[str, Loader] = {
 }
 
 
+def load_refiner(models: ModelPaths, settings: RefineSettings, prompts: Sequence[str], device: torch.device) -> Refiner:
+    """The refiner that `refine.kind` names; UserError where its weights or its plug-in are missing or broken."""
+    if settings.kind in REFINERS:
+        return REFINERS[settings.kind](models, settings, prompts, device)
+    made: Refiner = plugins.make(
+        settings.kind, "refine.kind", Refiner, settings=settings.settings or {}, prompts=prompts, device=device
+    )
+    return made
+
+
 def view_name(azimuth: float, polar: float) -> str:
     """The word of view-dependent prompting (Appendix C) for a pose in radians.
 
@@ -116,6 +129,48 @@ def view_prompt(prompt: str, azimuth: float, polar: float) -> str:
     return f"{prompt}, {view_name(azimuth, polar)} view"
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What the shards of one cache have in common."""
+
+    settings: RefineSettings
+    models: ModelPaths
+    input_dir: Path
+    prior_dir: Path
+    prune_dir: Path
+    out: Path
+
+
+class Kept(NamedTuple):
+    """The poses that pruning kept: their ids, where they lie in the prior, and the sample that was chosen of each."""
+
+    prior: PriorCache
+    ids: list[int]
+    poses: Poses
+    places: list[tuple[int, int]]  # position in the prior, and sample
+
+    def images(self, positions: Sequence[int]) -> np.ndarray:
+        """The chosen samples at some of the kept poses, uint8 [n, H, W, 3]."""
+        return np.stack([self.prior.read(i)[j] for i, j in (self.places[k] for k in positions)])
+
+    def prompts(self, prompt: str, by_view: bool) -> list[str]:
+        """Every kept pose's prompt."""
+        pairs = zip(self.poses.azimuth, self.poses.polar, strict=True)
+        return [view_prompt(prompt, float(a), float(p)) if by_view else prompt for a, p in pairs]
+
+
+def read_kept(prior_dir: Path, prune_dir: Path) -> Kept:
+    """Open the prior and what pruning said of it; UserError where either is broken."""
+    prior = PriorCache.open(prior_dir)
+    table = read_decisions(prune_dir)
+    kept = table[table["kept"]]
+    ids = [int(pose) for pose in kept["pose"]]
+    poses = Poses(azimuth=torch.tensor(kept["azimuth"].to_numpy()), polar=torch.tensor(kept["polar"].to_numpy()))
+    position = {pose: i for i, pose in enumerate(prior.pose_ids)}
+    places = [(position[pose], int(j)) for pose, j in zip(ids, kept["chosen"], strict=True)]
+    return Kept(prior, ids, poses, places)
+
+
 def refine_prior(
     settings: RefineSettings,
     camera: CameraSettings,
@@ -132,71 +187,67 @@ def refine_prior(
     a function of (seed, object, pose, draw). Raises UserError for a refiner or weights that are not there.
     """
     source = InputArtifact.open(input_dir)
-    prior = PriorCache.open(prior_dir)
-    table = read_decisions(prune_dir)
-    kept = table[table["kept"]]
-    ids = [int(pose) for pose in kept["pose"]]
-    poses = Poses(azimuth=torch.tensor(kept["azimuth"].to_numpy()), polar=torch.tensor(kept["polar"].to_numpy()))
-    position = {pose: i for i, pose in enumerate(prior.pose_ids)}
-    chosen = np.stack([prior.read(position[pose])[j] for pose, j in zip(ids, kept["chosen"], strict=True)])
-    prompts = [
-        view_prompt(source.prompt, float(a), float(p)) if settings.view_prompts else source.prompt
-        for a, p in zip(poses.azimuth, poses.polar, strict=True)
-    ]
+    kept = read_kept(prior_dir, prune_dir)
     draws = settings.draws if settings.enabled else 1
-    writer = PriorCacheWriter(out, poses, ids, draws, prior.resolution, settings.shard_poses)
+    writer = PriorCacheWriter(out, kept.poses, kept.ids, draws, kept.prior.resolution, settings.shard_poses)
+    missing = writer.missing_shards()
     if settings.enabled:
-        distinct = list(dict.fromkeys(prompts))  # at most five views of one prompt
-        refiner = REFINERS[settings.kind](models, settings, distinct, context.device)
-        with memory_named(f"{context.object}: {settings.batch} refinements at once"):
-            _refine_shards(refiner, chosen, prompts, ids, settings, writer, context)
+        total = len(kept.ids) * draws
+        done = total - sum(len(writer.shard_range(k)) for k in missing) * draws
+        plan = Plan(settings, models, input_dir, prior_dir, prune_dir, out)
+        with progress(total, "refining views", done) as bar:
+            context.engine.run(begin_refining, plan, missing, writer.take_shard, bar.advance, context)
     else:
-        for k in writer.missing_shards():
+        chosen = kept.images(range(len(kept.ids)))  # all, so that a broken sample shows before anything is written
+        for k in missing:
             writer.write_shard(k, chosen[list(writer.shard_range(k))][:, None])
     writer.finish()
-    sheet = contact_sheet(PriorCache.open(out), chosen, prompts, source)
+    sheet = contact_sheet(PriorCache.open(out), kept, kept.prompts(source.prompt, settings.view_prompts), source)
     write_image(out / "contact.png", sheet)
     context.tracker.image("refine/draws", sheet, step=0)
 
 
-def _refine_shards(
-    refiner: Refiner,
-    chosen: np.ndarray,
-    prompts: list[str],
-    ids: list[int],
-    settings: RefineSettings,
-    writer: PriorCacheWriter,
-    context: Context,
-) -> None:
-    missing = writer.missing_shards()
-    total = len(chosen) * settings.draws
-    done = total - sum(len(writer.shard_range(k)) for k in missing) * settings.draws
-    with progress(total, "refining views", done) as bar:
-        for k in missing:
-            pairs = [(i, j) for i in writer.shard_range(k) for j in range(settings.draws)]
-            views = []
+def begin_refining(plan: Plan, context: Context) -> Do:
+    """Load the refiner; returns what refines one shard, writes it and returns its digest."""
+    settings, kept = plan.settings, read_kept(plan.prior_dir, plan.prune_dir)
+    prompts = kept.prompts(InputArtifact.open(plan.input_dir).prompt, settings.view_prompts)
+    distinct = list(dict.fromkeys(prompts))  # at most five views of one prompt
+    refiner = load_refiner(plan.models, settings, distinct, context.device)
+
+    def refine(batch: Sequence[tuple[int, int]]) -> np.ndarray:
+        streams = NoiseStreams(
+            [generator(context.seed, context.object, "refine", kept.ids[i], j) for i, j in batch],
+            context.device,
+            torch.float32,
+        )
+        images = to_network(kept.images([i for i, _ in batch]), context.device)
+        refined = refiner.refine(images, [prompts[i] for i, _ in batch], streams)
+        plugins.check_shape(refined, tuple(images.shape), settings.kind)
+        return to_picture(refined)
+
+    def do(shard: int, advance: Advance) -> str:
+        positions = shard_positions(len(kept.ids), settings.shard_poses, shard)
+        pairs = [(i, j) for i in positions for j in range(settings.draws)]
+        views = []
+        with memory_named(f"{context.object}: {settings.batch} refinements at once"):
             for start in range(0, len(pairs), settings.batch):
                 batch = pairs[start : start + settings.batch]
-                streams = NoiseStreams(
-                    [generator(context.seed, context.object, "refine", ids[i], j) for i, j in batch],
-                    context.device,
-                    torch.float32,
-                )
-                images = to_network(chosen[[i for i, _ in batch]], context.device)
-                views.append(to_picture(refiner.refine(images, [prompts[i] for i, _ in batch], streams)))
-                bar.advance(len(batch))
-            refined = np.concatenate(views)
-            writer.write_shard(k, refined.reshape(-1, settings.draws, *refined.shape[1:]))
+                views.append(refine(batch))
+                advance(len(batch))
+        refined = np.concatenate(views)
+        return store_shard(plan.out, shard, refined.reshape(-1, settings.draws, *refined.shape[1:]))
+
+    return do
 
 
-def contact_sheet(refined: PriorCache, chosen: np.ndarray, prompts: Sequence[str], source: InputArtifact) -> np.ndarray:
-    """The raw sample beside its draws for some poses, like Fig. 11; chosen: [M, H, W, 3]."""
+def contact_sheet(refined: PriorCache, kept: Kept, prompts: Sequence[str], source: InputArtifact) -> np.ndarray:
+    """The raw sample beside its draws for some poses, like Fig. 11."""
     picks = np.unique(np.linspace(0, len(refined) - 1, SHOWN).round().astype(int))
     rows = []
     for i in picks:
         azimuth, polar = np.degrees([float(refined.poses.azimuth[i]), float(refined.poses.polar[i])])
         view = prompts[i].removeprefix(source.prompt).strip(", ")
-        images = np.concatenate([chosen[i : i + 1], refined.read(int(i))])
+        images = np.concatenate([kept.images([i]), refined.read(int(i))])
         rows.append(Row(f"az {azimuth:.0f}, polar {polar:.0f}\n{view}", images, [GREY] + [GREEN] * refined.samples))
     columns = ["raw"] + [f"draw {j + 1}" for j in range(refined.samples)]
     group = Group(f"{len(refined)} poses", GREEN, columns, rows)

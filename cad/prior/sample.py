@@ -1,24 +1,38 @@
 """Sampling the view-conditioned prior: N parallel samples at each of M poses of the sphere (Sec. 3.3, Appendix C)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cad.artifacts import InputArtifact, PriorCache, PriorCacheWriter, contact_sheet
+from cad.artifacts.cache import shard_positions, store_shard
 from cad.camera import Poses, relative_pose, sphere_poses
 from cad.config import CameraSettings, ModelPaths, PriorSettings
-from cad.context import Context
-from cad.prior.ddim import NoiseStreams, in_precision
+from cad.context import Advance, Context, Do
+from cad.plugins import check_shape
+from cad.prior.ddim import NoiseStreams
 from cad.prior.pictures import check_resolution, to_network, to_picture
+from cad.prior.views import ViewModel, load_views
 from cad.prior.weights import memory_named
-from cad.prior.zero123 import Zero123
 from cad.progress import progress
 from cad.seeding import generator
 
 SHOWN = 8  # poses in the tracked grid
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the shards of one cache have in common."""
+
+    settings: PriorSettings
+    models: ModelPaths
+    input_dir: Path
+    out: Path
 
 
 def sample_prior(
@@ -30,37 +44,47 @@ def sample_prior(
     a shard, so that a resumed run computes the same batches. All cameras share the reference's radius.
     """
     source = InputArtifact.open(input_dir)
-    home = torch.device("cpu") if settings.offload else context.device
-    model = Zero123.load(models.zero123, home, getattr(torch, settings.precision))
-    if settings.offload:
-        model.offload_idle(context.device)
-    check_resolution(len(source.image), model.resolution, "zero123")
     poses = sphere_poses(settings.poses, generator(context.seed, context.object, "poses"))
-    relative = relative_pose(poses.azimuth, poses.polar, source.reference_azimuth, source.reference_polar)
-    condition = model.condition(to_network(source.image[None], context.device))
-    writer = PriorCacheWriter(
-        out, poses, list(range(settings.poses)), settings.samples, model.resolution, settings.shard_poses
-    )
+    side = len(source.image)  # the model's own, or it refuses
+    writer = PriorCacheWriter(out, poses, list(range(settings.poses)), settings.samples, side, settings.shard_poses)
     missing = writer.missing_shards()
     total = settings.poses * settings.samples
     done = total - sum(len(writer.shard_range(k)) for k in missing) * settings.samples
+    plan = Plan(settings, models, input_dir, out)
     with progress(total, "sampling views", done) as bar:
-        for k in missing:
-            pairs = [(i, j) for i in writer.shard_range(k) for j in range(settings.samples)]
-            views = []
-            for start in range(0, len(pairs), settings.batch):
-                batch = pairs[start : start + settings.batch]
-                views.append(sample_views(model, condition, relative, batch, settings, context))
-                bar.advance(len(batch))
-            images = np.concatenate(views)
-            writer.write_shard(k, images.reshape(-1, settings.samples, *images.shape[1:]))
+        context.engine.run(begin_sampling, plan, missing, writer.take_shard, bar.advance, context)
     writer.finish()
     _track(PriorCache.open(out), poses, context)
 
 
+def begin_sampling(plan: Plan, context: Context) -> Do:
+    """Load the model; returns what samples one shard, writes it and returns its digest."""
+    settings = plan.settings
+    source = InputArtifact.open(plan.input_dir)
+    model = load_views(settings, plan.models, context.device)
+    named = "".join(f"models.{field}" for field in settings.models) or settings.kind
+    check_resolution(len(source.image), model.resolution, named)
+    poses = sphere_poses(settings.poses, generator(context.seed, context.object, "poses"))
+    relative = relative_pose(poses.azimuth, poses.polar, source.reference_azimuth, source.reference_polar)
+    condition = model.condition(to_network(source.image[None], context.device), source.reference_polar)
+
+    def do(shard: int, advance: Advance) -> str:
+        positions = shard_positions(settings.poses, settings.shard_poses, shard)
+        pairs = [(i, j) for i in positions for j in range(settings.samples)]
+        views = []
+        for start in range(0, len(pairs), settings.batch):
+            batch = pairs[start : start + settings.batch]
+            views.append(sample_views(model, condition, relative, batch, settings, context))
+            advance(len(batch))
+        images = np.concatenate(views)
+        return store_shard(plan.out, shard, images.reshape(-1, settings.samples, *images.shape[1:]))
+
+    return do
+
+
 def sample_views(
-    model: Zero123,
-    condition: tuple[Tensor, Tensor],
+    model: ViewModel,
+    condition: Any,
     relative: Tensor,
     pairs: Sequence[tuple[int, int]],
     settings: PriorSettings,
@@ -68,23 +92,14 @@ def sample_views(
 ) -> np.ndarray:
     """One batch: uint8 [B, H, W, 3] for (pose, sample) pairs, each from its own stream of noise.
 
-    relative: [M, 4] poses relative to the reference. A stream gives the initial noise first, then one draw per step.
+    relative: [M, 4] poses relative to the reference. UserError where the model gives images of another shape.
     """
     streams = NoiseStreams(
         [generator(context.seed, context.object, "prior", i, j) for i, j in pairs], context.device, torch.float32
     )
-    embedding, latent = condition
-    with memory_named(f"{context.object}: {len(pairs)} samples at once"), in_precision(context.device, settings.bf16):
-        images = model.sample(
-            embedding,
-            latent,
-            relative[[i for i, _ in pairs]].float().to(context.device),
-            streams.draw(model.latent_shape),
-            (lambda step: streams.draw(model.latent_shape)) if settings.eta > 0 else None,
-            settings.steps,
-            settings.guidance,
-            settings.eta,
-        )
+    with memory_named(f"{context.object}: {len(pairs)} samples at once"):
+        images = model.views(condition, relative[[i for i, _ in pairs]].float().to(context.device), streams)
+    check_shape(images, (len(pairs), 3, model.resolution, model.resolution), settings.kind)
     return to_picture(images)
 
 

@@ -9,6 +9,7 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
 from cad.config import ModelPaths, PriorSettings, RefineSettings
+from cad.config.kinds import is_plugin
 from cad.prior.ddim import in_precision
 from cad.prior.weights import load_network, memory_named
 from cad.seeding import generator
@@ -25,15 +26,17 @@ class Speed(NamedTuple):
 
 
 def measure_prior(settings: PriorSettings, models: ModelPaths, device: torch.device) -> dict[str, Speed]:
-    """Zero-1-to-3's UNet at the sampling's batch, with and without condition at once."""
+    """Zero-1-to-3's UNet at the sampling's batch, with and without condition at once; nothing of a plug-in."""
+    if is_plugin(settings.kind):
+        return {}
     dtype = getattr(torch, settings.precision)
     unet = load_network(UNet2DConditionModel, models.zero123, "unet", device, dtype)
     return {"zero123": _measure(unet, None, 2 * settings.batch, 1, settings.bf16, device)}
 
 
 def measure_refine(settings: RefineSettings, models: ModelPaths, device: torch.device) -> dict[str, Speed]:
-    """The refiner's UNets at its batch, a ControlNet beside its UNet; nothing where refinement is off."""
-    if not settings.enabled:
+    """The refiner's UNets at its batch, a ControlNet beside its UNet; nothing where it is off or a plug-in's."""
+    if not settings.enabled or is_plugin(settings.kind):
         return {}
     found = {}
     dtype = getattr(torch, settings.precision)

@@ -108,8 +108,12 @@ def load_network(
     check_source(source, str(Path(part) / "config.json"))
     folder, place = local_folder(source, part, "config.json"), Path(source) / part
     check_class(kind, folder / part / "config.json")
-    # The two libraries name the same option differently.
-    cast = {"torch_dtype": dtype} if kind.__module__.split(".")[0] != "transformers" else {"dtype": dtype}
+    transformers = kind.__module__.split(".")[0] == "transformers"
+    if transformers:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # or a bar stands on stderr before each fault's one line
+    cast = {"dtype" if transformers else "torch_dtype": dtype}  # the two libraries name the same option differently
     variant = variant_of(folder / part)
     chosen = {"variant": variant} if variant else {}
     with memory_named(str(place)):
@@ -117,9 +121,9 @@ def load_network(
             model, found = kind.from_pretrained(
                 str(folder), subfolder=part, use_safetensors=True, output_loading_info=True, **cast, **chosen
             )
-        except torch.OutOfMemoryError:
-            raise
         except (OSError, ValueError, RuntimeError, SafetensorError) as fault:
+            if lacks_memory(fault):
+                raise
             raise UserError(f"{place}: cannot be loaded from safetensors ({_first_line(fault)}); {REMEDY}") from fault
         missing = [str(key) for key in found["missing_keys"] if not (idle and str(key).startswith(idle))]
         absent = sorted(missing) + sorted(str(key) for key in found["mismatched_keys"])
@@ -146,11 +150,18 @@ def memory_named(what: str) -> Iterator[None]:
     """Turn a lack of memory, of the GPU or of the machine, into a UserError that names what did not fit."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError):
+    except (RuntimeError, MemoryError) as fault:
+        if not lacks_memory(fault):
+            raise
         raise UserError(
             f"{what}: too little memory; take a smaller `batch`, a half `precision` or `offload: true` in the stage's "
             "settings"
         ) from None
+
+
+def lacks_memory(fault: BaseException) -> bool:
+    """Whether a GPU's or the machine's memory ran out: torch's CPU allocator has no exception of its own."""
+    return isinstance(fault, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: " in str(fault)
 
 
 def _first_line(fault: BaseException) -> str:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from cad.seeding import drawn
+
 PLANE_AXES = (0, 1, 0, 2, 1, 2)  # planes (x, y), (x, z), (y, z); the first of each pair runs along the width
 # Share of the fine samples' probability that is spread evenly, so that no part of the chord is ever unseen;
 # mip-NeRF's value [ours].
@@ -95,7 +97,7 @@ def strata(like: Tensor, count: int, jitter: torch.Generator | None) -> Tensor:
     parts = torch.arange(count, device=like.device, dtype=like.dtype)[None, :, None]
     if jitter is None:
         return ((parts + 0.5) / count).expand(like.shape[0], count, like.shape[1])
-    draws = torch.rand(like.shape[0], count, like.shape[1], generator=jitter, device=jitter.device)
+    draws = drawn(torch.rand, like.shape[0], count, like.shape[1], generator=jitter)
     return draws.to(like).add_(parts).div_(count).clamp_(max=1)  # in place: fresh pages would take longer than the sums
 
 

@@ -8,6 +8,8 @@ from cad.errors import UserError
 from cad.toyworld.dataset import Dataset, render_dataset
 from cad.toyworld.measures.autoencoder import measure_autoencoder
 from cad.toyworld.measures.clip import measure_clip
+from cad.toyworld.measures.controlnet import measure_controlnet
+from cad.toyworld.measures.depth import measure_depth
 from cad.toyworld.measures.refiner import measure_refiner
 from cad.toyworld.measures.table import Measure, markdown, sentence, table
 from cad.toyworld.measures.zero123 import measure_zero123
@@ -22,6 +24,8 @@ MEASURES: dict[str, Callable[[str, ToyworldSettings, Dataset, Path], list[Measur
     "autoencoder": measure_autoencoder,
     "zero123": measure_zero123,
     "refiner": measure_refiner,
+    "depth": measure_depth,
+    "controlnet": measure_controlnet,
 }
 
 
@@ -78,5 +82,8 @@ def introduction(settings: ToyworldSettings) -> str:
         "instance that were drawn uniformly on the sphere, however near the reference. The refiner is given the "
         f"{chosen.caption} caption with its view, strength {chosen.strength:g}, guidance {chosen.refine_guidance:g}; "
         f"its samples and draws are of up to {chosen.draw_poses} of the views far from the reference, unpruned, and "
-        "depend on zero123's weights too."
+        "depend on zero123's weights too. Depth is estimated from the true views far from the reference; scale and "
+        "shift are fitted to the inverse depth of each view's object. Control by depth is measured on the samples that "
+        f"the refiner is measured on, at conditioning scale {chosen.conditioning_scale:g}, from the same noise with "
+        "and without it."
     )

@@ -12,13 +12,15 @@ from cad.camera import Poses
 from cad.config import CameraSettings
 from cad.prior.depth import IDLE, DepthEstimator
 from cad.seeding import generator, seed_for
+from cad.toyworld.autoencoder import foreground
 from cad.toyworld.dataset import Dataset
 from cad.toyworld.fit import fit
 from cad.toyworld.settings import DepthSettings
 from cad.toyworld.world import render_views
 
 UNUSED = (*IDLE, "dpt.layernorm.")  # the depth is made of the layers' outputs before the last normalisation
-REASSEMBLE = [4, 2, 1, 0.5]  # sides of the four feature maps over the patches', as in DPT; hence four layers
+# Sides of the four feature maps over the patches', half of DPT's: small patches lose less. Hence four layers.
+REASSEMBLE = [2, 1, 0.5, 0.25]
 
 
 def build_depth(settings: DepthSettings, side: int, seed: int) -> DepthEstimator:
@@ -38,29 +40,30 @@ def build_depth(settings: DepthSettings, side: int, seed: int) -> DepthEstimator
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = DPTForDepthEstimation(config)
+    # Before the last ReLU, where a start below 0 would be the end; the objects are 2 away.
+    nn.init.constant_(network.head.head[-2].bias, 0.5)
     return DepthEstimator(network, DPTImageProcessor(size={"height": side, "width": side}))
 
 
-def nearness(depth: np.ndarray, camera: CameraSettings) -> Tensor:
-    """Inverse depth [..., H, W] from ray lengths in scene units (inf: nothing), from 1 at the box's near end to 0.
+def inverse_depth(depth: np.ndarray, camera: CameraSettings) -> Tensor:
+    """What MiDaS predicts, [..., H, W] in 1 / scene unit, of ray lengths in scene units (inf: nothing).
 
-    The background counts as the far end, beyond which nothing is; MiDaS predicts inverse depth, too.
+    It ends where the box does: the background counts as the box's far end, so that nothing is near DPT's last ReLU,
+    behind which a prediction of 0 would get no gradient any more.
     """
     reach = camera.half_side * 3**0.5
-    near, far = 1 / (camera.radius - reach), 1 / (camera.radius + reach)
-    with np.errstate(divide="ignore"):
-        inverse = torch.from_numpy(1 / np.maximum(depth, 1e-6))
-    return ((inverse - far) / (near - far)).clamp(0, 1)
+    inside = np.clip(depth, camera.radius - reach, camera.radius + reach)
+    return torch.from_numpy(1 / inside)
 
 
-def true_nearness(data: Dataset, subjects: Tensor, views: Tensor, camera: CameraSettings) -> Tensor:
-    """`nearness` [B, H, W] of these instances' views (positions, [B] each), rendered again."""
+def true_inverse_depth(data: Dataset, subjects: Tensor, views: Tensor, camera: CameraSettings) -> Tensor:
+    """`inverse_depth` [B, H, W] of these instances' views (positions, [B] each), rendered again."""
     side = data.images.shape[2]
     rendered = []
     for i, v in zip(subjects.tolist(), views.tolist(), strict=True):
         pose = Poses(azimuth=data.azimuth[i, v : v + 1], polar=data.polar[i, v : v + 1])
         rendered.append(render_views(data.instances[i], pose, camera, side).depth[0])
-    return nearness(np.stack(rendered), camera)
+    return inverse_depth(np.stack(rendered), camera)
 
 
 def train_depth(
@@ -72,7 +75,10 @@ def train_depth(
     out: Path,
     report: Callable[[str], None],
 ) -> None:
-    """Train on views and their true depth by mean absolute error; write `out` in float16, as DPT is published."""
+    """Train on views and their true depth by mean absolute error, the object's pixels weighted; write `out` in float16.
+
+    The weight is there because of the background: with most pixels at one value, that value is the error's minimum.
+    """
     side = data.images.shape[2]
     model = build_depth(settings, side, seed_for(seed, "depth"))
 
@@ -80,9 +86,12 @@ def train_depth(
         stream = generator(seed, "depth", step)
         subjects = torch.randint(len(data), (settings.fit.batch,), generator=stream)
         views = torch.randint(data.views, (settings.fit.batch,), generator=stream)
-        predicted = model.network(data.pick(subjects, views)).predicted_depth[:, None]
+        images = data.pick(subjects, views)
+        predicted = model.network(images).predicted_depth[:, None]
         predicted = nn.functional.interpolate(predicted, size=(side, side), mode="bilinear", align_corners=False)[:, 0]
-        return (predicted - true_nearness(data, subjects, views, camera)).abs().mean()
+        error = (predicted - true_inverse_depth(data, subjects, views, camera)).abs()
+        weights = 1 + (settings.foreground_weight - 1) * foreground(images)[:, 0].float()
+        return (weights * error).sum() / weights.sum()
 
     for name, parameter in model.network.named_parameters():
         parameter.requires_grad_(not name.startswith(UNUSED))  # what gets no gradient has no moments to save

@@ -27,6 +27,7 @@ from cad.prior.pictures import foreground, to_network
 from cad.prior.prune import count_bad_pixels, decide
 from cad.prior.sample import sample_views
 from cad.prior.truth import measure_truth
+from cad.prior.views import Zero123Views
 from cad.prior.zero123 import Zero123
 from cad.progress import progress
 from cad.seeding import generator
@@ -163,19 +164,20 @@ def sample(
     each = prior.poses * prior.samples
     camera, polar = settings.camera, math.radians(settings.pruning.reference_polar_deg)
     pairs = [(i, j) for i in range(prior.poses) for j in range(prior.samples)]
+    views_of = Zero123Views(model, prior)
     with progress(len(subjects) * each, "sampling views", (len(subjects) - len(missing)) * each) as bar:
         for subject in missing:
             context = Context(settings.seed, subject.name, device, Tracker(None, None))
             poses = sphere_poses(prior.poses, generator(settings.seed, subject.name, "poses"))
             relative = relative_pose(poses.azimuth, poses.polar, math.radians(camera.reference_azimuth_deg), polar)
-            condition = model.condition(to_network(subject.reference[None], device))
+            condition = views_of.condition(to_network(subject.reference[None], device), polar)
             writer = PriorCacheWriter(
                 subject.folder, poses, list(range(prior.poses)), prior.samples, model.resolution, prior.shard_poses
             )
             views = []
             for start in range(0, each, prior.batch):
                 batch = pairs[start : start + prior.batch]
-                views.append(sample_views(model, condition, relative, batch, prior, context))
+                views.append(sample_views(views_of, condition, relative, batch, prior, context))
                 bar.advance(len(batch))
             images = np.concatenate(views)
             writer.write_shard(0, images.reshape(prior.poses, prior.samples, *images.shape[1:]))

@@ -80,9 +80,10 @@ class DiffusionSettings(_Strict):
 class DepthSettings(_Strict):
     """A small DPT."""
 
-    patch: Count = Field(description="Patch side, pixels; half the patches' number on a side must be whole")
+    patch: Count = Field(description="Patch side, pixels; a quarter of the patches' number on a side must be whole")
     width: Count = Field(description="Width of the transformer and of the features that are fused")
     heads: Count = Field(description="Attention heads")
+    foreground_weight: float = Field(ge=1, description="Weight of foreground pixels against background pixels")
     fit: FitSettings
 
 
@@ -111,6 +112,10 @@ class CheckSettings(_Strict):
     strength: Fraction = Field(description="Noise that the refiner starts from")
     refine_guidance: float = Field(ge=0, description="The refiner's classifier-free guidance")
     refine_steps: Count = Field(description="DDIM steps of the refiner's whole walk; it takes `strength` of them")
+    control_strengths: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        min_length=1, description="Noise that refinement with and without ControlNet starts from"
+    )
+    conditioning_scale: float = Field(ge=0, description="Factor of the ControlNet's residuals")
     bf16: bool = Field(description="Both compute in bfloat16")
     caption: Literal["generic", "colored", "specific"] = Field(description="Level of the refiner's prompt")
     draw_poses: Count = Field(description="Views whose samples are refined, evenly among the views asked for")
@@ -149,6 +154,23 @@ class ElevationSettings(_Strict):
     instances: Count = Field(description="Held-out instances per family")
 
 
+class RefinementSettings(_Strict):
+    """What Fig. 10 is drawn of, `cad toyworld refinement`; its samples and prompts are those of `check`."""
+
+    instances: Count = Field(description="Held-out instances, dealt to the families in turn")
+    views: Count = Field(description="Views of each, uniform on the sphere")
+    draws: int = Field(ge=2, description="Refinements of a view's sample by each family at each strength")
+    strengths: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        min_length=1, description="Noise that refinement starts from; 0.4 to 1.0 in Fig. 10"
+    )
+    steps: Count = Field(description="DDIM steps of the whole walk; multiples of 10 make tenths of it exact")
+    shown: Count = Field(description="Views in the figure's strip of pictures")
+    generated: dict[str, float] = Field(
+        description="Entries of evaluations whose generated objects are compared, and the strength that each was "
+        "refined at (experiments/ablation/strength.yaml)"
+    )
+
+
 class ToyworldSettings(_Strict):
     """All of experiments/toyworld/params.yaml."""
 
@@ -165,6 +187,7 @@ class ToyworldSettings(_Strict):
     check: CheckSettings
     pruning: PruningSettings
     elevation: ElevationSettings
+    refinement: RefinementSettings
 
 
 def load_settings(path: Path) -> ToyworldSettings:

@@ -10,6 +10,7 @@ from cad.artifacts import PriorCache
 from cad.camera import focal_length, pose_label
 from cad.config import CameraSettings
 from cad.errors import UserError
+from cad.seeding import drawn_integers
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ def load_reals(folder: Path, camera: CameraSettings, resolution: int) -> Reals:
 
 def draw_reals(reals: Reals, batch: int, draws: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
     """Real images [B, 3, H, W] in [-1, 1] and their labels [B, 25]: uniform over kept poses, then over their draws."""
-    pose = torch.randint(len(reals), (batch,), generator=draws)
-    sample = torch.randint(reals.images.shape[1], (batch,), generator=draws)
+    pose = drawn_integers(len(reals), batch, generator=draws)
+    sample = drawn_integers(reals.images.shape[1], batch, generator=draws)
     images = reals.images[pose, sample].to(device)
     return images.float() / 127.5 - 1, reals.labels[pose].to(device)
 
@@ -59,7 +60,7 @@ def draw_cameras(reals: Reals, batch: int, draws: torch.Generator, device: torch
 
     After pruning these are not uniform on the sphere; a uniform sphere would let D win on the pose alone (FACTS 2).
     """
-    pose = torch.randint(len(reals), (batch,), generator=draws)
+    pose = drawn_integers(len(reals), batch, generator=draws)
     return reals.cameras[pose].to(device), reals.labels[pose].to(device)
 
 
@@ -68,4 +69,4 @@ def crop_places(count: int, side: int, resolution: int, draws: torch.Generator) 
 
     [ours]: the object fills most of the frame, so nothing is gained by aiming at it.
     """
-    return torch.randint(resolution - side + 1, (count, 2), generator=draws)
+    return drawn_integers(resolution - side + 1, count, 2, generator=draws)

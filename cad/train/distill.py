@@ -16,7 +16,9 @@ from cad.models.generator import Generator
 from cad.models.layers import computing_in, initialise
 from cad.models.resample import downsample
 from cad.render.reference import raw_density
+from cad.seeding import Part, drawn
 from cad.seeding import generator as seeded
+from cad.train import parallel
 from cad.train.adversary import shown
 from cad.train.data import Reals, draw_cameras, draw_reals
 from cad.train.losses import density_roughness, discriminator_loss, nearby_points, r1_penalty
@@ -59,7 +61,8 @@ def jitter(draws: torch.Generator, device: torch.device) -> torch.Generator:
     """
     if device.type == "cpu":
         return draws
-    return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=draws)))
+    stream = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=draws)))
+    return Part.of(stream, draws.batch, draws.rows) if isinstance(draws, Part) else stream
 
 
 class Distiller:
@@ -81,6 +84,7 @@ class Distiller:
         context: Context,
     ) -> None:
         check_groups(stage, settings.batch, judge.mbstd_group)
+        self.batch = parallel.share(stage, settings.batch, judge.mbstd_group)  # of a step, in this process
         precisions = (settings.precision, settings.plane_precision)
         check_clamps(stage, precisions, (shape.activation_clamp, judge.activation_clamp))
         self.stage, self.settings, self.shape, self.judge = stage, settings, shape, judge
@@ -104,17 +108,18 @@ class Distiller:
         )
 
     def draws(self, step: int, purpose: str) -> torch.Generator:
-        """The random stream of one purpose in one step."""
-        return seeded(self.context.seed, self.context.object, self.stage, step, purpose)
+        """The random stream of one purpose in one step, of whose batches this process keeps its rows."""
+        stream = seeded(self.context.seed, self.context.object, self.stage, step, purpose)
+        return parallel.part_of(stream, self.settings.batch, self.judge.mbstd_group)
 
     def latents(self, draws: torch.Generator) -> Tensor:
         """z of one batch, unit normal, [B, z_dim]."""
-        return torch.randn(self.settings.batch, self.shape.z_dim, generator=draws).to(self.context.device)
+        return drawn(torch.randn, self.batch, self.shape.z_dim, generator=draws).to(self.context.device)
 
     def fakes(self, draws: torch.Generator) -> Fakes:
         """R(G(z), c) of Eq. 7 and 8 through the 2D branch, with jittered rays, from the kept poses."""
         z = self.latents(draws)
-        cameras, labels = draw_cameras(self.reals, self.settings.batch, draws, self.context.device)
+        cameras, labels = draw_cameras(self.reals, self.batch, draws, self.context.device)
         w = self.generator.mapping(z, 1.0)
         planes = self.planes(w)
         views = branch_2d(self.generator, planes, w, cameras, self.lens, jitter(draws, w.device))
@@ -141,7 +146,7 @@ class Distiller:
 
     def real_views(self, draws: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Real images [B, 3, H, W], their raw counterparts [B, 3, r, r] and labels [B, 25]."""
-        images, labels = draw_reals(self.reals, self.settings.batch, draws, self.context.device)
+        images, labels = draw_reals(self.reals, self.batch, draws, self.context.device)
         return images, downsample(images, self.shape.raw_resolution), labels
 
     def discriminator_step(self, step: int, fakes: Fakes, show: Show) -> tuple[dict[str, float], Tensor]:
@@ -188,7 +193,7 @@ class Distiller:
         draws = self.draws(step, "density")
         w = self.generator.mapping(self.latents(draws), 1.0)
         half_side = self.lens.sampling.half_side
-        points = nearby_points(s.density_points, s.density_distance, half_side, s.batch, draws).to(w)
+        points = nearby_points(s.density_points, s.density_distance, half_side, self.batch, draws).to(w)
         rough = w.new_zeros(())
         for planes in volumes(self.planes(w), w):
             density, nearby = raw_density(planes, self.generator.decoder, points, half_side).chunk(2, dim=1)
@@ -197,6 +202,7 @@ class Distiller:
         return {"density": rough.item()}
 
     def average_step(self, images: int) -> None:
-        """Move the averaged generator; `images` were shown before this step."""
+        """Move the averaged generator, in the main process; `images` were shown before this step."""
         s = self.settings
-        update_ema(self.average, self.generator, ema_decay(images, s.batch, s.ema_kimg, s.ema_rampup))
+        if parallel.is_main():
+            update_ema(self.average, self.generator, ema_decay(images, s.batch, s.ema_kimg, s.ema_rampup))

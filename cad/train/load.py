@@ -88,6 +88,11 @@ def load_generator(folder: Path, kind: str, device: torch.device) -> LoadedGener
     return loaded
 
 
+def output_side(folder: Path, kind: str) -> int:
+    """Pixels along a side of the images of a checkpoint's generator, read without its weights."""
+    return _stored(Checkpoint.open(folder, kind))[0].output_resolution
+
+
 def untrained_generator(folder: Path, kind: str, seed: int, device: torch.device) -> LoadedGenerator:
     """The same networks with fresh weights from `seed`: the control that training must beat."""
     loaded = _build(Checkpoint.open(folder, kind), device)
@@ -97,13 +102,9 @@ def untrained_generator(folder: Path, kind: str, seed: int, device: torch.device
     return loaded
 
 
-def _build(checkpoint: Checkpoint, device: torch.device) -> LoadedGenerator:
-    """Networks in the shapes that the checkpoint records, without weights.
-
-    Raises UserError for settings of another version of this package.
-    """
+def _stored(checkpoint: Checkpoint) -> tuple[GeneratorSettings, CameraSettings, Stage2Settings | None]:
+    """The settings that a checkpoint records; UserError where they are those of another version of this package."""
     stored = checkpoint.state["settings"]
-    upsampler = None
     try:
         shape = GeneratorSettings.model_validate(stored["generator"])
         camera = CameraSettings.model_validate(stored["camera"])
@@ -114,6 +115,13 @@ def _build(checkpoint: Checkpoint, device: torch.device) -> LoadedGenerator:
             f"{checkpoint.folder / 'state.json'}: its settings are another version's ({where}: "
             f"{fault.errors()[0]['msg'].lower()}); train it again"
         ) from fault
+    return shape, camera, stage2
+
+
+def _build(checkpoint: Checkpoint, device: torch.device) -> LoadedGenerator:
+    """Networks in the shapes that the checkpoint records, without weights; errors as `_stored`."""
+    shape, camera, stage2 = _stored(checkpoint)
+    upsampler = None
     if stage2 is not None:
         upsampler = PlaneUpsampler(stage2, shape.plane_channels, shape.w_dim, shape.activation_clamp)
         upsampler = upsampler.requires_grad_(False).eval().to(device)

@@ -4,6 +4,7 @@ import math
 import resource
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,8 +15,10 @@ from torch import nn
 
 from cad.artifacts import Checkpoint, write_atomic, write_image
 from cad.context import Context
+from cad.errors import UserError
 from cad.progress import progress
 from cad.render.choice import check_begun, rendered_by
+from cad.train import parallel
 from cad.train.optimize import optimizer_tensors, restore_optimizer
 
 LOG_STEPS = 10  # one row of history.csv, and one point in the tracker, is the mean over this many steps
@@ -99,16 +102,20 @@ def run_training(job: Job, length: Length, out: Path, context: Context) -> None:
 
     A step's randomness comes from its number alone, so a run that was killed anywhere ends with the same bits. Raises
     UserError on a loss or gradient that is not finite (see `optimize.descend`), and on work that was begun with another
-    renderer or device.
+    renderer, device or number of processes. Of several processes the main one alone writes, logs and shows.
     """
     history = History()
     done = _resume(job, history, out, context)
-    steps = length.steps()
+    parallel.meet()  # before the main process can write what another one still reads
+    steps, main = length.steps(), parallel.is_main()
     shown = since = time.monotonic()
     logged = done
-    with progress(steps, f"{job.kind} {context.object}", done) as bar:
+    with progress(steps, f"{job.kind} {context.object}", done) if main else nullcontext() as bar:
         for step in range(done, steps):
-            history.add(job.step(step))
+            values = parallel.mean_values(job.step(step))
+            if bar is None:
+                continue
+            history.add(values)
             now, made = time.monotonic(), step + 1
             if made % LOG_STEPS == 0 or made == steps:
                 means = history.close(made, made * length.batch)
@@ -122,9 +129,10 @@ def run_training(job: Job, length: Length, out: Path, context: Context) -> None:
                 _show(job, made, out, context)
                 shown = time.monotonic()
             bar.advance(1)
-    if done < steps or not Checkpoint.exists(out):
-        _save(job, history, steps, length.batch, out, context)
-    _show(job, steps, out, context)
+    if main:
+        if done < steps or not Checkpoint.exists(out):
+            _save(job, history, steps, length.batch, out, context)
+        _show(job, steps, out, context)
 
 
 def peak_memory_mb(device: torch.device) -> float:
@@ -141,19 +149,25 @@ def _save(job: Job, history: History, step: int, batch: int, out: Path, context:
     groups = {name: dict(module.state_dict()) for name, module in job.modules.items()}
     groups |= {name: optimizer_tensors(optimizer) for name, optimizer in job.optimizers.items()}
     counts = {"step": step, "images": step * batch, "window": history.window}
-    state = {**counts, **rendered_by(context.device), **job.scalars()}
+    state = {**counts, **rendered_by(context.device), **parallel.told(), **job.scalars()}
     Checkpoint.write(out, job.kind, groups, state)
 
 
 def _resume(job: Job, history: History, out: Path, context: Context) -> int:
     """Restore the last checkpoint of an interrupted run; returns the number of steps already made.
 
-    Raises UserError where another renderer or device made them.
+    Raises UserError where another renderer, device or number of processes made them.
     """
     if not Checkpoint.exists(out):
         return 0
     checkpoint = Checkpoint.open(out, job.kind)
     check_begun(out, checkpoint.state, context.device)
+    begun = checkpoint.state.get("processes", 1)
+    if begun != parallel.processes():
+        raise UserError(
+            f"{out}: was begun by {begun} processes, but there are {parallel.processes()} now: the bits would be "
+            f"neither's; start {begun} or remove {out}"
+        )
     restore_groups(job, checkpoint)
     job.restore_scalars(checkpoint.state)
     history.read(out / "history.csv", checkpoint.state["step"])

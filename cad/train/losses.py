@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cad.seeding import drawn
+
 
 def discriminator_loss(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
     """Eq. 7 without its penalty: mean softplus(D(fake)) + mean softplus(-D(real)); logits [B, 1]."""
@@ -43,8 +45,8 @@ def nearby_points(count: int, distance: float, half_side: float, batch: int, dra
     distance: standard deviation of the perturbation per axis, in scene units. Twins that would leave the box are
     clamped onto it, where the density is still defined (outside it is masked to zero).
     """
-    points = (torch.rand(batch, count, 3, generator=draws) * 2 - 1) * half_side
-    twins = points + distance * torch.randn(batch, count, 3, generator=draws)
+    points = (drawn(torch.rand, batch, count, 3, generator=draws) * 2 - 1) * half_side
+    twins = points + distance * drawn(torch.randn, batch, count, 3, generator=draws)
     return torch.cat([points, twins.clamp(-half_side, half_side)], dim=1)
 
 

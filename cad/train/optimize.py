@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cad.errors import UserError
+from cad.train import parallel
 
 
 def lazy_adam(modules: dict[str, nn.Module], lr: float, beta1: float, beta2: float, interval: int) -> torch.optim.Adam:
@@ -50,15 +51,19 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
 def descend(loss: Tensor, optimizers: dict[str, torch.optim.Adam], stage: str, name: str, step: int) -> float:
     """One step of every optimiser down `loss`; returns the norm of all their gradients, and computes no others.
 
+    In a team (`cad.train.parallel`) down the mean of its processes' losses.
+
     Raises UserError before any weight changes when the loss or a gradient is not finite: divergence is never hidden
     by replacing such values.
     """
-    if not torch.isfinite(loss):
-        raise _diverged(stage, f"loss `{name}`", float(loss.detach()), step)
+    shared = parallel.mean(loss)
+    if not torch.isfinite(shared):
+        raise _diverged(stage, f"loss `{name}`", float(shared.detach()), step)
     for optimizer in optimizers.values():
         optimizer.zero_grad(set_to_none=True)
     parameters = [p for optimizer in optimizers.values() for group in optimizer.param_groups for p in group["params"]]
     loss.backward(inputs=parameters)
+    parallel.mean_gradients(parameters)
     norm = gradient_norm(parameters)
     if not math.isfinite(norm):
         raise _diverged(stage, f"gradient of loss `{name}`", norm, step)

@@ -9,6 +9,7 @@ from torch import nn
 from cad.config import CameraSettings, DiscriminatorSettings, GeneratorSettings, Stage1Settings
 from cad.context import Context
 from cad.models.ada import AdaController
+from cad.train import parallel
 from cad.train.adversary import blur_sigma
 from cad.train.data import load_reals
 from cad.train.distill import Distiller, Show
@@ -66,7 +67,7 @@ class Stage1:
         values, real = players.discriminator_step(step, fakes, show)
         values |= players.penalty_step(step, show)
         if s.ada_enabled:
-            self.ada.observe(real)
+            self.ada.observe(parallel.gathered(real))
         draws = players.draws(step, "generator")
         loss = generator_loss(*players.judged(players.exhibit(views.image, views.raw, fakes.labels, show, draws)))
         own = {"optimizer_g": players.optimizer_g}

@@ -24,6 +24,7 @@ from cad.models.layers import computing_in, initialise
 from cad.models.upsampler3d import PlaneUpsampler
 from cad.render.image import crop
 from cad.seeding import generator as seeded
+from cad.train import parallel
 from cad.train.data import crop_places, draw_reals, load_reals
 from cad.train.distill import PLAIN, Distiller, Fakes, jitter
 from cad.train.loop import Length, run_training
@@ -116,7 +117,7 @@ class Branch3D:
 
     def real_patches(self, draws: torch.Generator) -> Tensor:
         """Crops of refined samples, at places of their own, [B, 3, p, p]."""
-        size, batch, device = self.settings.patch_size, self.settings.batch, self.players.context.device
+        size, batch, device = self.settings.patch_size, self.players.batch, self.players.context.device
         images, _ = draw_reals(self.players.reals, batch, draws, device)
         return crop(images, crop_places(batch, size, self.players.lens.resolution, draws), size)
 
@@ -200,7 +201,7 @@ class Stage2:
         values |= self._generator_step(step, fakes, patches)
         values |= players.density_step(step, self._generator_optimizers(), self._volumes)
         players.average_step(self.stage1_images + images)
-        if branch:
+        if branch and parallel.is_main():
             s = self.settings
             update_ema(branch.average, branch.upsampler, ema_decay(images, s.batch, s.ema_kimg, s.ema_rampup))
         return values

@@ -203,7 +203,8 @@ def test_weights_of_another_model(project: Any, cad: Any) -> None:
     project.give_input()
     project.give_cache("prior")
     project.change({"models": {"clip": str(ROOT / "data/weights/autoencoder")}})
-    refused(cad("prior", "prune", "robot"), f"{ROOT}/data/weights/autoencoder: ", project, "runs/robot/prune")
+    said = f"{ROOT}/data/weights/autoencoder/config.json: is of a AutoencoderKL, not of a CLIPModel"
+    refused(cad("prior", "prune", "robot"), said, project, "runs/robot/prune")
 
 
 @pytest.mark.parametrize(("stage", "command"), [("stage1", ("train", "stage2")), ("stage2", ("orbit",))])

@@ -17,6 +17,7 @@ from cad.prior.speed import measure_prior, measure_refine
 from cad.seeding import generator
 
 PRIOR = PriorSettings(
+    kind="zero123", settings=None,
     poses=3, samples=2, steps=4, guidance=3.0, eta=0.0, precision="float32", bf16=False, offload=False, batch=4,
     shard_poses=2,
 )  # fmt: skip
@@ -41,7 +42,8 @@ def refine_settings():
     """Refinement of the fixture models' only family here; fields of other ones are null."""
     walk = {"strength": 0.7, "guidance": 2.0, "steps": 5}
     values = {
-        "enabled": True, "kind": "latent-diffusion", "latent_diffusion": walk, "controlnet_depth": None,
+        "enabled": True, "kind": "latent-diffusion", "settings": None,
+        "latent_diffusion": walk, "controlnet_depth": None,
         "deepfloyd_if": None, "precision": "float32", "bf16": False, "draws": 2, "batch": 3, "view_prompts": True,
         "shard_poses": 2,
     }  # fmt: skip

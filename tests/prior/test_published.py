@@ -18,6 +18,7 @@ from cad.seeding import generator
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 SETTINGS = PriorSettings(
+    kind="zero123", settings=None,
     poses=3, samples=1, steps=2, guidance=3.0, eta=1.0, precision="float32", bf16=False, offload=False, batch=2,
     shard_poses=2,
 )  # fmt: skip

@@ -16,7 +16,8 @@ from cad.seeding import generator
 WALK = {"strength": 0.5, "guidance": 4.0, "steps": 4}
 SETTINGS = RefineSettings.model_validate(
     {
-        "enabled": True, "kind": "latent-diffusion", "precision": "float32", "bf16": False, "draws": 3, "batch": 2,
+        "enabled": True, "kind": "latent-diffusion", "settings": None,
+        "precision": "float32", "bf16": False, "draws": 3, "batch": 2,
         "view_prompts": True, "shard_poses": 2, "latent_diffusion": WALK,
         "controlnet_depth": {**WALK, "conditioning_scale": 0.8},
         "deepfloyd_if": {"stage1": WALK, "stage2": {**WALK, "noise_level": 250}},

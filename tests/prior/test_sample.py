@@ -12,6 +12,7 @@ from cad.prior.zero123 import Zero123
 from cad.seeding import generator
 
 SETTINGS = PriorSettings(
+    kind="zero123", settings=None,
     poses=5, samples=2, steps=2, guidance=3.0, eta=1.0, precision="float32", bf16=False, offload=False, batch=3,
     shard_poses=2,
 )  # fmt: skip

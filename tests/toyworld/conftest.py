@@ -34,19 +34,24 @@ SETTINGS = ToyworldSettings.model_validate(
         },
         "zero123": UNET,
         "refiner": UNET,
-        "depth": {"patch": 4, "width": 8, "heads": 2, "fit": FIT},
+        "depth": {"patch": 4, "width": 8, "heads": 2, "foreground_weight": 2.0, "fit": FIT},
         "controlnet": {"width": 8, "foreground_weight": 2.0, "low_noise_share": 0.5, "low_noise": 0.8, "fit": FIT},
         "check": {
             "instances": 1, "captions": 4, "views": 1, "min_angle_deg": 20.0, "steps": 2, "guidance": 3.0, "eta": 1.0,
-            "strength": 0.5, "refine_guidance": 2.0, "refine_steps": 2, "bf16": False, "caption": "specific",
-            "draw_poses": 3,
-            "raw_samples": 2, "draws": 2, "white_threshold": 240, "part_pixels": 2, "side_margin": 0.1, "batch": 3,
+            "strength": 0.5, "refine_guidance": 2.0, "refine_steps": 2,
+            "control_strengths": [0.5, 1.0], "conditioning_scale": 1.0, "bf16": False, "caption": "specific",
+            "draw_poses": 3, "raw_samples": 2, "draws": 2, "white_threshold": 240, "part_pixels": 2,
+            "side_margin": 0.1, "batch": 3,
         },
         "pruning": {
             "instances": 1, "poses": 2, "reference_polar_deg": 70.0, "max_bad_pixels": [10, 256],
             "min_clip_similarity": [-1.0, 0.9], "min_recall": 0.5, "draws": 20,
         },
         "elevation": {"instances": 1},
+        "refinement": {
+            "instances": 2, "views": 2, "draws": 2, "strengths": [0.5, 1.0], "steps": 2, "shown": 1,
+            "generated": {"robot-strength-04": 0.4, "robot": 0.684},
+        },
     }
 )  # fmt: skip
 

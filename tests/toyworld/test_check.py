@@ -13,7 +13,9 @@ from cad.cli import toyworld as cli
 from cad.config import CameraSettings
 from cad.errors import UserError
 from cad.toyworld import check as checks
+from cad.toyworld.controlnet import train_controlnet
 from cad.toyworld.dataset import Dataset
+from cad.toyworld.depth import train_depth
 from cad.toyworld.diffusion import train_refiner, train_zero123
 from cad.toyworld.measures import refiner, zero123
 from cad.toyworld.objects import write_object
@@ -43,6 +45,8 @@ def trained(weights: Path, data: Dataset, settings: ToyworldSettings, tmp_path_f
     place = tmp_path_factory.mktemp("training")
     train_zero123(settings.zero123, data, 0, weights, place / "zero123", folder / "zero123", silent)
     train_refiner(settings.refiner, data, 0, weights, place / "refiner", folder / "refiner", silent)
+    train_depth(settings.depth, data, settings.camera, 0, place / "depth", folder / "depth", silent)
+    train_controlnet(settings.controlnet, data, 0, folder, place / "controlnet", folder / "controlnet", silent)
     return folder
 
 
@@ -59,6 +63,7 @@ def test_the_report_is_complete_and_always_the_same(
     rows = list(csv.DictReader((tmp_path / "first/toyworld.csv").open()))
     assert [row["model"] for row in rows] == [
         "clip", "clip-evaluation", "autoencoder", "autoencoder", *["zero123"] * 8, *["refiner"] * 4,
+        "depth", "controlnet", "controlnet",
     ]  # fmt: skip
     assert rows[1]["measure"] == "not trained"
     assert rows[1]["value"] == rows[1]["weights"] == ""
@@ -97,7 +102,7 @@ def test_the_command_without_any_weights(settings: ToyworldSettings, work: Path,
     options = {"params": params, "work": work, "weights": tmp_path / "none", "reports": tmp_path / "reports"}
     ended = CliRunner().invoke(cli.app, ["check", *(f"--{key}={value}" for key, value in options.items())])
     assert ended.exit_code == 0, ended.output
-    assert (tmp_path / "reports/toyworld.md").read_text().count("not trained") == 5
+    assert (tmp_path / "reports/toyworld.md").read_text().count("not trained") == 7
 
 
 def test_the_committed_settings_are_those_of_the_pipeline() -> None:

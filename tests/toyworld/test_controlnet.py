@@ -14,10 +14,11 @@ from cad.config.refine import ControlNetSettings
 from cad.errors import UserError
 from cad.prior.controlnet import ControlNetRefiner
 from cad.prior.ddim import NoiseStreams
+from cad.prior.depth import DepthEstimator
 from cad.seeding import generator
 from cad.toyworld import train
 from cad.toyworld.dataset import Dataset
-from cad.toyworld.depth import nearness, true_nearness
+from cad.toyworld.depth import inverse_depth, train_depth, true_inverse_depth
 from cad.toyworld.diffusion import build_refiner, save_refiner
 from cad.toyworld.settings import ToyworldSettings
 
@@ -28,18 +29,31 @@ def silent(line: str) -> None:
     pass
 
 
-def test_nearness_is_inverse_depth_between_the_ends_of_the_box(camera: CameraSettings) -> None:
-    """At radius 2 and half a side of 0.7 the box lies between 0.7876 and 3.2124; its middle, at 2, is 0.2452 near."""
-    found = nearness(np.array([0.7876, 2.0, 3.2124, np.inf], np.float32), camera)
-    assert found.tolist() == pytest.approx([1, (1 / 2 - 1 / 3.2124) / (1 / 0.7876 - 1 / 3.2124), 0, 0], abs=1e-3)
+def test_inverse_depth_ends_where_the_box_does(camera: CameraSettings) -> None:
+    """At radius 2 and half a side of 0.7 the box lies between 2 - 0.7 sqrt(3) and 2 + 0.7 sqrt(3)."""
+    found = inverse_depth(np.array([0.1, 0.7876, 2.0, 3.2124, np.inf], np.float32), camera)
+    assert found.tolist() == pytest.approx([1.2697, 1.2697, 0.5, 0.3113, 0.3113], abs=1e-4)
 
 
 def test_what_is_nearest_lies_where_the_view_shows_the_object(data: Dataset, camera: CameraSettings) -> None:
     subjects, views = torch.tensor([0, 3]), torch.tensor([1, 2])
-    found = true_nearness(data, subjects, views, camera)
+    found = true_inverse_depth(data, subjects, views, camera)
     shown = (data.pick(subjects, views) < 0.9).any(1)
     assert found.shape == shown.shape
     assert found[~shown].max() < found[shown].median()
+
+
+def test_depth_stays_above_the_last_relu(
+    data: Dataset, settings: ToyworldSettings, camera: CameraSettings, tmp_path: Path
+) -> None:
+    """A prediction of 0 gets no gradient any more; the box ends at an inverse depth of 0.311."""
+    fit = settings.depth.fit.model_copy(update={"steps": 40})
+    chosen = settings.depth.model_copy(update={"fit": fit})
+    train_depth(chosen, data, camera, 0, tmp_path / "work", tmp_path / "depth", silent)
+    network = DepthEstimator.load(tmp_path / "depth", CPU).network
+    with torch.no_grad():
+        found = network(data.pick(torch.tensor([0, 3]), torch.tensor([1, 2]))).predicted_depth
+    assert 0.2 < found.min() <= found.max() < 1
 
 
 def test_both_are_trained_and_read_by_the_refiner(

@@ -13,3 +13,5 @@ SIDES = at_least(0.9)  # share of samples on the right side
 FAILURES = between(0.1, 0.6)  # share of poses: pruning needs bad ones to find and good ones to keep
 REFINED_SILHOUETTE = at_least(0.85)  # median IoU
 DIVERSITY = at_least(3)  # LPIPS of draws over that of raw samples
+DEPTH = below_baseline()  # [ours] relative error, against one depth for each view
+CONTROLLED_SILHOUETTE = above_baseline(0.05)  # [ours] median IoU, against no control

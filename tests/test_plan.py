@@ -59,22 +59,22 @@ def test_the_paper_refines_by_either_family(paper):
 
 
 def test_mini_by_hand(mini):
-    """320 poses x 3 samples x 16 steps; 8 draws of 13 of 19 steps; 12 and 3.6 kimg; 2 branches x 3 seeds x 120."""
+    """320 poses x 3 samples x 16 steps; 6 draws of 13 of 19 steps; 12 and 3.6 kimg; 2 branches x 6 seeds x 120."""
     found = costs(mini)
     assert found["prior"].work == {"zero123": 30_720}
-    assert found["refine"].work == {"refiner": 66_560}
+    assert found["refine"].work == {"refiner": 49_920}
     assert found["stage1"].work == {"stage1": 12_000}
     assert found["stage2"].work == {"stage2": 3_600}
-    assert found["orbit"].work == {"orbit": 720}
+    assert found["orbit"].work == {"orbit": 1_440}
     assert all(found[stage].work == {} for stage in ("input", "prune", "evaluate"))
 
 
 def test_minis_pictures_on_disk(mini):
-    """320 x 3 and 320 x 8 pictures of 64 x 64 x 3 bytes; orbit frames hold RGBA and two bytes of depth."""
+    """320 x 3 and 320 x 6 pictures of 64 x 64 x 3 bytes; orbit frames hold RGBA and two bytes of depth."""
     found, sheets = costs(mini), costs(mini)["input"].disk
     assert found["prior"].disk - sheets == 960 * 12_288
-    assert found["refine"].disk - sheets == 2_560 * 12_288
-    assert found["orbit"].disk - sheets == 720 * 64 * 64 * 6
+    assert found["refine"].disk - sheets == 1_920 * 12_288
+    assert found["orbit"].disk - sheets == 1_440 * 64 * 64 * 6
 
 
 def test_disabled_refinement_costs_nothing_and_passes_one_draw(mini):
@@ -166,7 +166,7 @@ def test_the_paper_needs_its_own_models(paper):
 def test_the_table_says_what_is_bounded_and_what_is_unknown(mini):
     rows = {row[0]: row for row in table_rows(plan(mini, [], {}), {"zero123": 30_720 / 3600}, {"prior": 2 * 10**9})}
     assert rows["prior"][2:5] == ["30,720 zero123 UNet evaluations", "1.00", "2.0 GB measured"]
-    assert rows["refine"][2] == "≤ 66,560 refiner UNet evaluations"
+    assert rows["refine"][2] == "≤ 49,920 refiner UNet evaluations"
     assert rows["refine"][3] == "—"
 
 
@@ -175,7 +175,7 @@ def test_the_whole_plan_is_shown(mini, monkeypatch, tmp_path):
     console = Console(width=200, record=True)
     show_plan(mini, [], ["zero123=100", "refiner=100"], False, console)
     text = console.export_text()
-    for word in ("30,720", "66,560", "12,000", "zero123: 100.0", "without orbit, stage1, stage2"):
+    for word in ("30,720", "49,920", "12,000", "zero123: 100.0", "without orbit, stage1, stage2"):
         assert word in text
 
 

@@ -60,7 +60,7 @@ def test_the_bars_are_the_promised_ones() -> None:
         "RETRIEVAL": ">= 0.8", "RECONSTRUCTION": ">= 28", "RECONSTRUCTED_COLORS": "<= 5",
         "VIEW_RECONSTRUCTION": ">= baseline + 2.5", "VIEW_PERCEPTION": "< baseline", "VIEW_SILHOUETTE": ">= 0.8",
         "VIEW_COLORS": "<= 15", "SIDES": ">= 0.9", "FAILURES": "0.1 to 0.6", "REFINED_SILHOUETTE": ">= 0.85",
-        "DIVERSITY": ">= 3",
+        "DIVERSITY": ">= 3", "DEPTH": "< baseline", "CONTROLLED_SILHOUETTE": ">= baseline + 0.05",
     }  # fmt: skip
 
 

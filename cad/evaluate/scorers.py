@@ -86,7 +86,8 @@ class TransformersScorer:
             raise UserError(f"evaluate.scorers.{name}.pretrained: only open_clip has such tags; set it to null")
         self.clip = Clip.load(settings.model, device)
         self.name = name
-        self.weights_digest = digest(Path(cached_file(settings.model, "model.safetensors")))
+        file = cached_file(settings.model, "model.safetensors", _raise_exceptions_for_missing_entries=False)
+        self.weights_digest = digest(Path(file)) if file else tensors_digest(self.clip.model)
         processor = self.clip.processor
         self.preprocessing = describe_preprocessing(
             self.clip.model.config.vision_config.image_size, processor.image_mean, processor.image_std
@@ -179,7 +180,7 @@ def refuse_contradictions(name: str, model: str, pretrained: str | None, known: 
 
 
 def tensors_digest(model: nn.Module) -> str:
-    """sha256 over the names, types, shapes and bytes of a model's tensors, for weights that come in no file of ours."""
+    """sha256 over names, types, shapes and bytes of a model's tensors, for weights that are not one file of ours."""
     total = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         total.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

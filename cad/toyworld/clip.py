@@ -4,10 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
+from cad.artifacts import write_json
 from cad.seeding import generator, seed_for
 from cad.toyworld.dataset import Dataset
 from cad.toyworld.fit import fit
@@ -151,14 +153,39 @@ def train_clip(
         return contrastive_loss(model, degrade(data.pick(subjects, views), stream), tokens)
 
     fit(model, loss, batches, work, report)
-    save_clip(model, tokenizer, resolution, out)
+    save_clip(model, tokenizer, resolution, out, name == "clip")
 
 
-def save_clip(model: CLIPModel, tokenizer: CLIPTokenizer, resolution: int, out: Path) -> None:
-    """Write model (float16), tokenizer and preprocessor."""
-    model.half().save_pretrained(out)
+def save_clip(model: CLIPModel, tokenizer: CLIPTokenizer, resolution: int, out: Path, apart: bool) -> None:
+    """Write model (float16), tokenizer and preprocessor; `apart`: each tower in a file of its own (`save_towers`)."""
+    if apart:
+        save_towers(model.half(), out)
+    else:
+        model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
     side = {"height": resolution, "width": resolution}
     CLIPImageProcessor(
         size={"shortest_edge": resolution}, crop_size=side, image_mean=MEAN, image_std=STD
     ).save_pretrained(out)
+
+
+def save_towers(model: CLIPModel, out: Path) -> None:
+    """Write config.json and weights in the layout of a sharded checkpoint: image tower, text tower, what joins them.
+
+    The towers' files are, byte for byte, those of the diffusion models that use them (image_encoder/, text_encoder/),
+    so that a store that goes by content keeps each once.
+    """
+    shards: list[dict[str, Tensor]] = [{}, {}, {}]
+    for key, tensor in model.state_dict().items():
+        tower = 0 if key.startswith("vis") else 1 if key.startswith("text_model.") else 2
+        shards[tower][key] = tensor.contiguous()
+    out.mkdir(parents=True, exist_ok=True)
+    model.config.architectures, model.config.dtype = [type(model).__name__], model.dtype  # as save_pretrained does
+    model.config.save_pretrained(out)
+    places = {}
+    for k, tensors in enumerate(shards, 1):
+        name = f"model-{k:05}-of-{len(shards):05}.safetensors"
+        save_file(tensors, out / name, metadata={"format": "pt"})
+        places |= dict.fromkeys(tensors, name)
+    size = sum(tensor.nbytes for tensors in shards for tensor in tensors.values())
+    write_json(out / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": places})

@@ -34,8 +34,8 @@ def build_depth(settings: DepthSettings, side: int, seed: int) -> DepthEstimator
         patch_size=settings.patch,
         backbone_out_indices=list(range(len(REASSEMBLE))),
         reassemble_factors=REASSEMBLE,
-        neck_hidden_sizes=[settings.width] * len(REASSEMBLE),
-        fusion_hidden_size=settings.width,
+        neck_hidden_sizes=[settings.neck] * len(REASSEMBLE),
+        fusion_hidden_size=settings.neck,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -81,7 +81,8 @@ class DepthSettings(_Strict):
     """A small DPT."""
 
     patch: Count = Field(description="Patch side, pixels; a quarter of the patches' number on a side must be whole")
-    width: Count = Field(description="Width of the transformer and of the features that are fused")
+    width: Count = Field(description="Width of the transformer")
+    neck: Count = Field(description="Width of the features that are fused")
     heads: Count = Field(description="Attention heads")
     foreground_weight: float = Field(ge=1, description="Weight of foreground pixels against background pixels")
     fit: FitSettings

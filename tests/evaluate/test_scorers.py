@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,22 @@ def test_the_digest_is_that_of_the_weights_file(clip_folder):
     scorer = load_scorer("tiny", settings("transformers", clip_folder), CPU)
     assert scorer.weights_digest == hashlib.sha256((clip_folder / "model.safetensors").read_bytes()).hexdigest()
     assert "bicubic to 8x8" in scorer.preprocessing
+
+
+def test_weights_in_shards_have_a_digest_of_their_tensors(clip_folder, tmp_path):
+    for item in clip_folder.iterdir():
+        if item.name != "model.safetensors":
+            shutil.copy(item, tmp_path)
+    model = CLIPModel.from_pretrained(clip_folder)
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
+    assert not (tmp_path / "model.safetensors").exists()
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    found = load_scorer("tiny", settings("transformers", tmp_path), CPU).weights_digest
+    assert found == load_scorer("tiny", settings("transformers", tmp_path), CPU).weights_digest
+    with torch.no_grad():
+        model.logit_scale += 1
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
+    assert found != load_scorer("tiny", settings("transformers", tmp_path), CPU).weights_digest
 
 
 def test_missing_weights_are_a_user_error(tmp_path):

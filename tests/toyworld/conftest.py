@@ -34,7 +34,7 @@ SETTINGS = ToyworldSettings.model_validate(
         },
         "zero123": UNET,
         "refiner": UNET,
-        "depth": {"patch": 4, "width": 8, "heads": 2, "foreground_weight": 2.0, "fit": FIT},
+        "depth": {"patch": 4, "width": 8, "neck": 4, "heads": 2, "foreground_weight": 2.0, "fit": FIT},
         "controlnet": {"width": 8, "foreground_weight": 2.0, "low_noise_share": 0.5, "low_noise": 0.8, "fit": FIT},
         "check": {
             "instances": 1, "captions": 4, "views": 1, "min_angle_deg": 20.0, "steps": 2, "guidance": 3.0, "eta": 1.0,
@@ -86,7 +86,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory, data: Dataset) -> Path:
     """A weights folder with an untrained CLIP and autoencoder, in the form that training leaves behind."""
     folder = tmp_path_factory.mktemp("weights")
     tokenizer = train_tokenizer(folder / "vocabulary")
-    save_clip(build_clip(SETTINGS.clip, 16, tokenizer, 1), tokenizer, 16, folder / "clip")
+    save_clip(build_clip(SETTINGS.clip, 16, tokenizer, 1), tokenizer, 16, folder / "clip", True)
     with torch.no_grad():
         save_autoencoder(build_autoencoder(SETTINGS.autoencoder, 16, 2), data, 0, folder / "autoencoder")
     return folder

@@ -8,10 +8,19 @@ from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 from torch import nn
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from cad.prior.clip import Clip
-from cad.toyworld.clip import MAX_TOKENS, build_clip, caption, contrastive_loss, degrade, train_clip, train_tokenizer
+from cad.toyworld.clip import (
+    MAX_TOKENS,
+    build_clip,
+    caption,
+    contrastive_loss,
+    degrade,
+    save_towers,
+    train_clip,
+    train_tokenizer,
+)
 from cad.toyworld.dataset import Dataset
 from cad.toyworld.settings import ToyworldSettings
 from cad.toyworld.world import families, instance
@@ -195,3 +204,19 @@ def test_training_writes_a_folder_that_the_prior_loads(
     )
     expected = data.pick(torch.tensor([0, 1]), torch.tensor([0, 0]))
     torch.testing.assert_close(pixels["pixel_values"], expected, atol=1e-5, rtol=0)
+
+
+def test_towers_are_the_files_that_the_diffusion_models_hold(model: CLIPModel, tmp_path: Path) -> None:
+    kept = {key: value.clone() for key, value in model.half().state_dict().items()}
+    save_towers(model, tmp_path / "clip")
+    assert not (tmp_path / "clip/model.safetensors").exists()
+    model.save_pretrained(tmp_path / "whole")
+    assert (tmp_path / "clip/config.json").read_text() == (tmp_path / "whole/config.json").read_text()
+    again = CLIPModel.from_pretrained(tmp_path / "clip", dtype=torch.float16).state_dict()
+    assert again.keys() == kept.keys()
+    assert all(torch.equal(again[key], value) for key, value in kept.items())
+    towers = ((CLIPVisionModelWithProjection, 1), (CLIPTextModel, 2))
+    for kind, k in towers:
+        kind.from_pretrained(tmp_path / "clip", dtype=torch.float16).save_pretrained(tmp_path / "own")
+        own = (tmp_path / "own/model.safetensors").read_bytes()
+        assert (tmp_path / f"clip/model-{k:05}-of-00003.safetensors").read_bytes() == own

@@ -39,7 +39,7 @@ INSIDE, RENAME, MOMENT = "half of a file", "before a rename", "a moment"
 TRIES = 6  # a stage that ends before it is struck is started again, to be struck sooner
 
 # Python runs a `sitecustomize` at its start; this one waits in `cad` until it is armed, and then for a write to die in.
-HOOK = f'''
+HOOK = f"""
 import os, pathlib, signal, sys
 
 def install(kind, armed):
@@ -68,7 +68,7 @@ def install(kind, armed):
 
 if "CAD_KILL" in os.environ and any(os.path.basename(word) == "cad" for word in sys.orig_argv):
     install(os.environ["CAD_KILL"], os.environ["CAD_KILL_ARMED"])
-'''
+"""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ all machines must see under the same path. What is lost with a worker is the pie
 
 import os
 import platform
+import re
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ Do = Callable[[int, Advance], Any]  # does a piece; what it returns goes to the 
 Begin = Callable[[Any, "Context"], Do]  # loads models once for many pieces; a function of a module, for Ray imports it
 Take = Callable[[int, Any], None]  # receives a piece and what it returned
 
-LOSSES = 3  # workers that one piece may cost before it is held to be the cause [ours]
+LOSSES = 3  # workers that one piece, or starting, may cost in a row before it is held to be the cause [ours]
 
 
 class Engine(Protocol):
@@ -148,6 +149,14 @@ def software_of(begin: Begin) -> tuple[str, str]:
     return code_digest(begin.__module__), importlib.metadata.version("torch")
 
 
+def cause_of(fault: Exception) -> str:
+    """The line of Ray's message that tells why a worker is lost: of a traceback the last one, else the first."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(fault))
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(fault).__name__]
+    said = next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)), lines[0])
+    return said[:200]
+
+
 @dataclass
 class OnRay:
     """On the workers of the cluster that this process is connected to."""
@@ -156,13 +165,15 @@ class OnRay:
     environment: dict[str, str]
     renderer: str
     lost: Counter[int] = field(default_factory=Counter)  # workers that each piece has cost
+    stillborn: int = 0  # workers in a row that were lost before they had started
 
     def run(
         self, begin: Begin, plan: Any, pieces: Sequence[int], take: Take, advance: Advance, context: "Context"
     ) -> None:
         """Do the pieces as workers become free; a piece whose worker dies is given to another one.
 
-        Raises UserError for a piece that has cost `LOSSES` workers, and where the cluster has no room for any.
+        Raises UserError for a piece that has cost `LOSSES` workers, where as many in a row are lost while they start,
+        and where the cluster has no room for any.
         """
         import ray
 
@@ -178,6 +189,7 @@ class OnRay:
         )
         shared = ray.put(plan)
         waiting, free, workers, self.lost = deque(pieces), deque[Any](), list[Any](), Counter()
+        self.stillborn = 0
         running: dict[Any, tuple[Any, int | None]] = {}  # by what will come back; no piece while a worker starts
 
         def hire() -> None:
@@ -197,15 +209,19 @@ class OnRay:
                 worker, done = running.pop(ended)
                 try:
                     outcome = ray.get(ended)
-                except ray.exceptions.RayActorError:
+                except (ray.exceptions.RayActorError, ray.exceptions.RuntimeEnvSetupError) as fault:
                     workers.remove(worker)
                     ray.kill(worker)  # it may be out of reach, and yet at work
-                    if done is not None:
+                    if done is None:
+                        self._lose_at_start(fault)
+                    else:
                         self._lose(done)
                         waiting.appendleft(done)
                     continue
                 free.append(worker)
-                if done is not None:
+                if done is None:
+                    self.stillborn = 0
+                else:
                     if outcome.fault is not None:
                         raise UserError(outcome.fault)
                     take(done, outcome.result)
@@ -225,6 +241,15 @@ class OnRay:
     def _no_room(self, gpus: int) -> str:
         wanted = f"{self.threads} CPUs (runtime.threads){' and a GPU' if gpus else ''}"
         return f"--engine ray: no machine of the cluster has {wanted} for a worker; see `ray status`"
+
+    def _lose_at_start(self, fault: Exception) -> None:
+        self.stillborn += 1
+        if self.stillborn >= LOSSES:
+            raise UserError(
+                f"--engine ray: {LOSSES} workers in a row were lost while they started ({cause_of(fault)}); see Ray's "
+                "logs, and whether every machine has the same Python, cad and torch"
+            )
+        print("a worker was lost while it started; another one is", file=sys.stderr, flush=True)
 
     def _lose(self, piece: int) -> None:
         self.lost[piece] += 1

@@ -8,18 +8,28 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cad.config import TABLES, Params, PriorSettings, RefineSettings
 from cad.config.kinds import is_plugin
 from cad.config.refine import Steps, Strength
 from cad.errors import UserError
-from cad.stages import models_read
+from cad.stages import LINEAGE, models_read, run_folder
+
+if TYPE_CHECKING:
+    from cad.weights.table import Model
 
 BRANCHES = 2  # the 2D branch's orbit and the 3D branch's
 NULL_TOO = 2  # guidance evaluates a network with its condition and without
+# The registry's models behind architectures that open_clip knows by name.
+ARCHITECTURES = {
+    "ViT-L-14-quickgelu": "clip-vit-l-14", "ViT-L-14": "clip-vit-l-14",
+    "ViT-B-32-quickgelu": "clip-vit-b-32", "ViT-B-32": "clip-vit-b-32",
+}  # fmt: skip
 ORBIT_PIXEL = 4 + 2  # bytes of RGBA and of 16 bit depth, which PNG makes smaller
+ROUNDED = 0.9  # of the table's size of a model, and it is taken to be whole [ours]
 SHEETS = 4_000_000  # bytes of pictures and tables beside a stage's data, generously
 RATES = ("zero123", "refiner", "deepfloyd_stage1", "deepfloyd_stage2", "stage1", "stage2", "orbit")
 
@@ -70,14 +80,15 @@ def refine_work(settings: RefineSettings, poses: int) -> dict[str, int]:
         return {}
     if is_plugin(settings.kind):
         return {settings.kind: poses * settings.draws}
-    images = poses * settings.draws * NULL_TOO
+    images = poses * settings.draws
     if settings.kind == "deepfloyd-if" and (two := settings.deepfloyd_if) is not None:
         low, high = (denoising_steps(walk.steps, walk.strength) for walk in (two.stage1, two.stage2))
-        return {"deepfloyd_stage1": images * low, "deepfloyd_stage2": images * high}
+        return {"deepfloyd_stage1": images * low * NULL_TOO, "deepfloyd_stage2": images * high * NULL_TOO}
     one = settings.controlnet_depth if settings.kind == "controlnet-depth" else settings.latent_diffusion
     if one is None:
         raise ValueError(f"refine.kind {settings.kind} has no settings")  # RefineSettings sees to it
-    return {"refiner": images * denoising_steps(one.steps, one.strength)}
+    branches = 1 if one.guidance == 1 else NULL_TOO  # at 1 the null prediction has no weight and is not made
+    return {"refiner": images * denoising_steps(one.steps, one.strength) * branches}
 
 
 def training_images(kimg: float, batch: int) -> int:
@@ -116,7 +127,12 @@ def plan_entries(params: Params, names: Sequence[str]) -> list[tuple[str, str]]:
 
 def plan(params: Params, names: Sequence[str], weights: Mapping[str, int]) -> list[Cost]:
     """The cost of every stage; `weights` are the bytes of the model sources that are known (see `weight_bytes`)."""
-    return [_cost(params, stage, entry, weights) for stage, entry in plan_entries(params, names)]
+    return costs_of(params, plan_entries(params, names), weights)
+
+
+def costs_of(params: Params, pairs: Sequence[tuple[str, str]], weights: Mapping[str, int]) -> list[Cost]:
+    """The cost of each of these stages and entries."""
+    return [_cost(params, stage, entry, weights) for stage, entry in pairs]
 
 
 def _cost(params: Params, stage: str, entry: str, weights: Mapping[str, int]) -> Cost:
@@ -169,15 +185,19 @@ def count_parameters(params: Params, stage1: str, stage2: str | None) -> Paramet
 
 def model_sources(params: Params, names: Sequence[str]) -> list[str]:
     """The weights that these evaluations load, each once: local files, local folders and hub ids."""
-    pairs = plan_entries(params, names)
+    return sources_of(params, plan_entries(params, names))
+
+
+def sources_of(params: Params, pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """The weights that these stages and entries load, each once."""
     return sorted({source for stage, entry in pairs for source in models_read(stage, entry, params) if source})
 
 
 def weight_bytes(sources: Sequence[str]) -> tuple[dict[str, int], int]:
     """Bytes of the model sources that are known, and how many of them still have to be fetched.
 
-    Local ones are measured, hub ids looked up in the table of weights. An id in no table counts nothing: the plan is
-    then too low by it.
+    Local ones are measured, hub ids and open_clip's architectures looked up in the table of weights, less what of them
+    the hub's cache holds. An id in no table counts nothing: the plan is then too low by it.
     """
     from cad.weights.table import MODELS
 
@@ -188,20 +208,47 @@ def weight_bytes(sources: Sequence[str]) -> tuple[dict[str, int], int]:
             files = [path] if path.is_file() else [p for p in path.rglob("*") if p.suffix == ".safetensors"]
             known[source] = sum(file.stat().st_size for file in files)
             continue
-        repository = source.partition("@")[0]
-        listed = [model.gigabytes for model in MODELS if repository and model.repo == repository]
+        repository, _, revision = source.partition("@")
+        name = ARCHITECTURES.get(source)
+        listed = [m for m in MODELS if m.name == name or (repository and m.repo == repository)]
         if listed:
-            known[source] = round(sum(listed) * 1e9)
-            missing += known[source]
+            known[source] = round(sum(model.gigabytes for model in listed) * 1e9)
+            missing += max(0, known[source] - sum(_cached_bytes(model, revision) for model in listed))
     return known, missing
 
 
-def check_disk(costs: Sequence[Cost], fetched: int, place: Path) -> int:
+def _cached_bytes(model: "Model", revision: str) -> int:
+    """Bytes of a model's files in the hub's cache, the size of the whole once all its weights are there."""
+    from huggingface_hub import constants
+
+    at = Path(constants.HF_HUB_CACHE) / f"models--{model.repo.replace('/', '--')}" / "snapshots"
+    folder = at / (revision or model.revision)
+    found = {path: path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    held = sum(path.stat().st_size for path, name in found.items() if any(fnmatch(name, w) for w in model.files))
+    whole = round(model.gigabytes * 1e9)
+    return whole if held >= ROUNDED * whole else held  # the table's sizes are rounded
+
+
+def check_room(params: Params, pairs: Sequence[tuple[str, str]]) -> None:
+    """UserError where the disk is too small for what these stages and entries still have to write.
+
+    A stage whose folder is there counts nothing, and what an interrupted one left in .work is set against the rest.
+    """
+    from cad.artifacts.workspace import WORK
+
+    left = [(stage, entry) for stage, entry in pairs if not (run_folder(stage, entry) / LINEAGE).is_file()]
+    known, fetched = weight_bytes(sources_of(params, left))
+    begun = sum(path.stat().st_size for path in WORK.rglob("*") if path.is_file())
+    check_disk(costs_of(params, left, known), fetched, Path(), begun)
+
+
+def check_disk(costs: Sequence[Cost], fetched: int, place: Path, begun: int = 0) -> int:
     """The bytes that the run needs at `place`, each stage's output twice: runs/ and DVC's storage hold a copy each.
 
-    Raises UserError where they are not free. What lies there already is not set against it: DVC keeps old versions.
+    begun: bytes that lie there already and become part of it. Raises UserError where the rest is not free. Finished
+    outputs are not set against it: DVC keeps old versions.
     """
-    needed, free = 2 * sum(cost.disk for cost in costs) + fetched, shutil.disk_usage(place).free
+    needed, free = 2 * sum(cost.disk for cost in costs) + fetched, shutil.disk_usage(place).free + begun
     if needed > free:
         raise UserError(
             f"{place.resolve()}: the run needs {gigabytes(needed)} (outputs and DVC's copies of them "

@@ -20,7 +20,7 @@ def show_plan(params: Params, names: Sequence[str], rates: Sequence[str], measur
     given = parse_rates(rates)
     known, fetched = weight_bytes(model_sources(params, names))
     costs = plan(params, names, known)
-    measured, peaks = measure_rates(params, costs) if measure else ({}, {})
+    measured, peaks = _measured(params, costs, console) if measure else ({}, {})
     found = {**measured, **given}
     table = Table(*COLUMNS, title=f"profile {params.profile}", title_justify="left")
     for row in table_rows(costs, found, peaks):
@@ -32,7 +32,7 @@ def show_plan(params: Params, names: Sequence[str], rates: Sequence[str], measur
     hours = [cost.hours(found) for cost in costs if cost.work]
     missing = sorted({name for cost in costs for name in cost.work if name not in found})
     console.print(f"hours: {sum(each for each in hours if each is not None):.2f} in all" + _without(missing))
-    console.print("≤: if pruning keeps every pose; > : without the activations of a batch, which `--measure` takes in")
+    console.print("≤: if pruning keeps every pose; > : networks alone, without the activations of a batch")
     needed = check_disk(costs, fetched, Path())
     console.print(f"disk: {gigabytes(needed)} with DVC's copies and {gigabytes(fetched)} of weights to fetch at most")
 
@@ -40,24 +40,13 @@ def show_plan(params: Params, names: Sequence[str], rates: Sequence[str], measur
 def _without(missing: Sequence[str]) -> str:
     if not missing:
         return ""
-    return f", without {', '.join(missing)}: give their rates, e.g. --rate {missing[0]}=40, or --measure the UNets'"
+    return f", without {', '.join(missing)}: give their rates, e.g. --rate {missing[0]}=40, or take --measure"
 
 
-def measure_rates(params: Params, costs: Sequence[Cost]) -> tuple[dict[str, float], dict[str, int]]:
-    """Rates of the UNets that the costs name, by their first entry, and measured peaks in bytes by stage."""
-    from cad.context import prepare_device
-    from cad.prior.speed import measure_prior, measure_refine
+def _measured(params: Params, costs: Sequence[Cost], console: Console) -> tuple[dict[str, float], dict[str, int]]:
+    from cad.plan_measure import measure_rates  # which imports torch and all that is measured
 
-    device = prepare_device(params.runtime.device, params.runtime.threads)
-    rates: dict[str, float] = {}
-    peaks: dict[str, int] = {}
-    for stage, take in (("prior", measure_prior), ("refine", measure_refine)):
-        for cost in costs:
-            if cost.stage == stage and not set(cost.work) <= set(rates):
-                speeds = take(params.resolve(stage, cost.entry)[0], params.models, device)
-                rates |= {name: speed.rate for name, speed in speeds.items()}
-                peaks |= {stage: max(speed.peak for speed in speeds.values())} if speeds else {}
-    return rates, peaks
+    return measure_rates(params, costs, console.print)
 
 
 def parse_rates(texts: Sequence[str]) -> dict[str, float]:
@@ -85,7 +74,8 @@ def table_rows(costs: Sequence[Cost], rates: Mapping[str, float], peaks: Mapping
         work = ", ".join(f"{bound}{amount:,} {unit(name)}" for name, amount in cost.work.items()) or "—"
         hours = cost.hours(rates) if cost.work else None
         peak = peaks.get(cost.stage)
-        memory = f"{gigabytes(peak)} measured" if peak else f"> {gigabytes(cost.memory)}"
+        memory = f"> {gigabytes(cost.memory)}" if cost.memory else "not measured"
+        memory = f"{gigabytes(peak)} measured" if peak else memory
         disk = f"{bound}{gigabytes(cost.disk)}"
         yield [cost.stage, cost.entry, work, "—" if hours is None else f"{bound}{hours:.2f}", memory, disk, disk]
 

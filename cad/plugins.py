@@ -56,10 +56,10 @@ def check_shape(images: Any, wanted: tuple[int, ...], kind: str) -> None:
 
 
 def identities(chosen: Iterable[Chosen]) -> list[dict[str, str]]:
-    """What plug-ins compute with, by digests: their modules, and the files and folders that their settings name."""
+    """What plug-ins compute with, by digests: their modules, and the files and folders/ that their settings name."""
     found = []
     for kind, settings in chosen:
-        paths = sorted({text for text in _texts(settings) if Path(text).exists()})
+        paths = sorted({text for text in _texts(settings) if _is_path(text)})
         found.append({"kind": kind, "code": code_digest(kind, kind), **{path: digest(Path(path)) for path in paths}})
     return found
 
@@ -173,6 +173,15 @@ def _imports(file: Path) -> set[str]:
         elif isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
     return found
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text names a file, or with a slash at its end a folder; a word may happen to be a folder's name."""
+    path = Path(text)
+    try:
+        return path.is_file() or (text.endswith("/") and path.name not in ("", "..") and path.is_dir())
+    except OSError:  # too long for a name, for instance
+        return False
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -5,13 +5,14 @@ DVC runs the stages, so what is done is not done again; a stage that was cut off
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cad.artifacts import write_atomic
 from cad.config import TABLES, Params, load
+from cad.config.compose import composed_text
 from cad.errors import UserError
-from cad.inputs.entries import composed_text
 from cad.repro import reproduce
 from cad.stages import RUNS
 
@@ -19,16 +20,30 @@ LAST = "orbit"
 PAGES = Path("reports/pages")  # Git ignores it
 
 
-def choose_profile(params_file: Path, experiments: Path, profile: str | None) -> None:
+@contextmanager
+def profile_chosen(params_file: Path, experiments: Path, profile: str | None) -> Iterator[None]:
     """Compose params.yaml anew for another profile, with the objects that it has; nothing for the one that it is of.
 
-    As `dvc exp run -S profile=...` does, this forgets edits by hand. UserError for an unknown profile.
+    As `dvc exp run -S profile=...` does, this forgets edits by hand; if the body fails, they are put back. UserError
+    for an unknown profile, and for objects that have no file to be composed of.
     """
     params = load(params_file)
     if profile is None or profile == params.profile:
+        yield
         return
-    listed = [name for name in params.objects if (experiments / "object" / f"{name}.yaml").is_file()]
-    write_atomic(params_file, composed_text(experiments, profile, listed).encode())
+    lost = [name for name in params.objects if not (experiments / "object" / f"{name}.yaml").is_file()]
+    if lost:
+        raise UserError(
+            f"{params_file}: --profile {profile} would drop {', '.join(lost)}, which no file in "
+            f"{experiments / 'object'} describes; write {lost[0]}.yaml there, or remove it here"
+        )
+    before = params_file.read_bytes()
+    write_atomic(params_file, composed_text(profile, list(params.objects), experiments).encode())
+    try:
+        yield
+    except BaseException:
+        write_atomic(params_file, before)
+        raise
 
 
 def stages_to(params: Params, name: str) -> list[str]:
@@ -40,12 +55,15 @@ def stages_to(params: Params, name: str) -> list[str]:
 def make_orbit(name: str, params_file: Path, say: Callable[[str], None]) -> Path:
     """Version data/, run what is not done of an object's stages up to its orbit, and write its page; returns the page.
 
-    Raises UserError that names the stage that failed; the same call then goes on there.
+    Raises UserError where the disk is too small for them, before any runs, or one that names the stage that failed; the
+    same call then goes on there.
     """
+    from cad.plan import check_room
     from cad.report.object_page import write_page
 
     params = load(params_file)
     stages = stages_to(params, name)
+    check_room(params, [(stage, entry) for stage, _, entry in (each.partition("@") for each in stages)])
     version_data()
     say(f"{name}: {len(stages)} stages, {stages[0]} to {stages[-1]}; what is done is not done again")
     reproduce(1, stages)

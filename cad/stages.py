@@ -193,10 +193,11 @@ def _source_digests(source: "ObjectSettings") -> dict[str, str]:
 
 
 def _digest_or_name(path: str) -> str:
-    """Digest of a local weights file or folder; a model id stands for itself."""
+    """Digest of a local weights file or folder; a model id stands for itself, for only one at a commit is loaded."""
     from cad.artifacts import digest
 
-    return digest(Path(path)) if Path(path).exists() else path
+    place = Path(path.removeprefix("local-dir:"))
+    return digest(place) if place.exists() else path
 
 
 def fix_environment(threads: int) -> None:

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from cad.context import Advance, Context, Do
-from cad.engine import Begin, Engine, open_engine
+from cad.engine import Begin, Engine, Setup, Worker, open_engine
 from cad.errors import UserError
 from cad.stages import fixed_environment
+
+TOKEN = secrets.token_hex(32)  # one for all tests: a process keeps the first that it was given
 
 
 @contextmanager
@@ -24,7 +26,7 @@ def two_workers() -> Iterator[Engine]:
 
     ray = pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # or Ray writes one into the home folder
+        patch.setenv("RAY_AUTH_TOKEN", TOKEN)  # or Ray writes one into the home folder
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.delenv("RAY_ADDRESS", raising=False)
         ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
@@ -107,3 +109,28 @@ class Striking:
     def run(self, begin, plan, pieces, take, advance, context) -> None:  # type: ignore[no-untyped-def]
         struck = Struck(begin, plan, pieces[0], self.mark)
         self.engine.run(begin_struck, struck, pieces, take, advance, context)
+
+
+class Unimportable(Worker):
+    """A worker whose machine lacks a module."""
+
+    def __init__(self, setup: Setup) -> None:
+        raise ModuleNotFoundError("No module named 'cad_of_another_machine'")
+
+
+class Killed(Worker):
+    """A worker that something on its machine kills at once."""
+
+    def __init__(self, setup: Setup) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KilledOnce(Worker):
+    """A worker of which the first is killed at once."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        mark = Path(os.environ["CAD_TEST_MARK"])
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -122,13 +122,16 @@ def test_every_setting_says_what_it_is_and_where_from_and_has_no_default() -> No
             "refines.robot-much.latent_diffusion.strength: input should be less than or equal to 1, not 2.0; it is",
         ),
         (
-            "refines.robot-depth",
+            "refines.robot-pixels",
             {
                 "prune": "robot",
-                "kind": "controlnet-depth",
-                "controlnet_depth": {"strength": 0.8, "guidance": 7.5, "steps": 50, "conditioning_scale": 0.8},
+                "kind": "deepfloyd-if",
+                "deepfloyd_if": {
+                    "stage1": {"strength": 0.3, "guidance": 10.0, "steps": 80},
+                    "stage2": {"strength": 0.7, "guidance": 4.0, "steps": 50, "noise_level": 250},
+                },
             },
-            "models.controlnet: is null, but refines.robot-depth refines by controlnet-depth; name a local folder",
+            "models.deepfloyd_stage1: is null, but refines.robot-pixels refines by deepfloyd-if; name a local folder",
         ),
         ("prior.eta", None, "prior.eta: is missing"),
         ("objects.robot.reference_polar_deg", 190, "objects.robot.reference_polar_deg: input should be less than 180"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cad.context import Context
-from cad.engine import LOSSES, Local, open_engine
+from cad.engine import LOSSES, Local, cause_of, open_engine
 from cad.errors import UserError
 from cad.tracking import Tracker
 
@@ -74,6 +74,50 @@ def test_a_killed_worker_costs_one_piece(on_ray, tmp_path, context, capsys):
 def test_a_piece_that_kills_every_worker_is_a_user_error(on_ray, tmp_path, context):
     with pytest.raises(UserError, match=f"--engine ray: piece 7 has lost {LOSSES} workers"):
         outcome(on_ray, pieces.begin_dying, [7], tmp_path, context)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("worker", "cause"),
+    [
+        (pieces.Unimportable, r"ModuleNotFoundError: No module named 'cad_of_another_machine'"),
+        (pieces.Killed, r"The actor died unexpectedly"),
+    ],
+)
+def test_workers_that_die_while_they_start_are_a_user_error(
+    on_ray, tmp_path, context, capsys, monkeypatch, worker, cause
+):
+    monkeypatch.setattr("cad.engine.Worker", worker)
+    said = rf"^--engine ray: {LOSSES} workers in a row were lost while they started \({cause}[^\n]*\); see Ray's logs"
+    with pytest.raises(UserError, match=said):
+        outcome(on_ray, pieces.begin_counting, range(4), tmp_path, context)
+    assert capsys.readouterr().err.count("a worker was lost while it started; another one is") == LOSSES - 1
+
+
+@pytest.mark.slow
+def test_one_that_dies_while_it_starts_is_replaced(on_ray, tmp_path, context, capsys, monkeypatch):
+    mark = tmp_path / "mark"
+    monkeypatch.setenv("CAD_TEST_MARK", str(mark))
+    environment = {**on_ray.environment, "CAD_TEST_MARK": str(mark)}
+    monkeypatch.setattr("cad.engine.Worker", pieces.KilledOnce)
+    work = tmp_path / "work"
+    work.mkdir()
+    found, _ = outcome(
+        dataclasses.replace(on_ray, environment=environment), pieces.begin_counting, range(4), work, context
+    )
+    assert mark.exists()
+    assert {piece: square for piece, (square, _) in found.items()} == {k: k * k for k in range(4)}
+    assert "a worker was lost while it started" in capsys.readouterr().err
+
+
+def test_the_cause_is_one_line_of_what_ray_says():
+    assert (
+        cause_of(RuntimeError("The actor died unexpectedly.\n\tclass_name: Worker")) == "The actor died unexpectedly."
+    )
+    created = "The actor died because of an error raised in its creation task,"
+    created += " \x1b[36mray::W()\x1b[39m\n  File x\n\x1b[36mOSError: no\x1b[39m"
+    assert cause_of(RuntimeError(created)) == "OSError: no"
+    assert cause_of(RuntimeError()) == "RuntimeError"
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from huggingface_hub import constants
 from rich.console import Console
 
 from cad.config import Params
@@ -56,6 +57,16 @@ def test_the_paper_refines_by_either_family(paper):
     assert refine_work(paper.refine, 10_000) == {"refiner": 10_000 * 40 * 2}
     other = paper.refine.model_copy(update={"kind": "deepfloyd-if"})
     assert refine_work(other, 10_000) == {"deepfloyd_stage1": 10_000 * 24 * 2, "deepfloyd_stage2": 10_000 * 35 * 2}
+
+
+def test_at_guidance_1_a_latent_diffusion_model_runs_one_branch(paper):
+    """Halves ControlNet's count; DeepFloyd runs both whatever the guidance."""
+    one = paper.refine.controlnet_depth.model_copy(update={"guidance": 1.0})
+    assert refine_work(paper.refine.model_copy(update={"controlnet_depth": one}), 10_000) == {"refiner": 10_000 * 40}
+    two = paper.refine.deepfloyd_if
+    low = two.model_copy(update={"stage1": two.stage1.model_copy(update={"guidance": 1.0})})
+    found = refine_work(paper.refine.model_copy(update={"kind": "deepfloyd-if", "deepfloyd_if": low}), 10_000)
+    assert found["deepfloyd_stage1"] == 10_000 * 24 * 2
 
 
 def test_mini_by_hand(mini):
@@ -157,6 +168,43 @@ def test_local_weights_are_measured_and_hub_ids_looked_up(tmp_path):
     assert "nobody/nothing" not in known
 
 
+@pytest.mark.parametrize(("scorer", "size"), [("ViT-L-14-quickgelu", 1.7e9), ("ViT-B-32-quickgelu", 0.6e9)])
+def test_open_clips_architectures_have_the_size_of_their_weights(scorer, size, monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert weight_bytes([scorer]) == ({scorer: size}, size)
+
+
+def test_the_papers_scorers_count(paper):
+    known, _ = weight_bytes(model_sources(paper, []))
+    assert sum(known[scorer.model] for scorer in paper.evaluate.scorers.values()) == 1.7e9 + 0.6e9
+
+
+def test_what_the_hubs_cache_holds_is_not_fetched_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    commit = "a6f597a30f7b82c51704746581f9a4e41421e878"
+    source = f"timm/vit_base_patch32_clip_224.openai@{commit}"
+    folder = tmp_path / "models--timm--vit_base_patch32_clip_224.openai/snapshots" / commit
+    folder.mkdir(parents=True)
+    assert weight_bytes([source])[1] == 0.6e9
+    for name, size, left in (
+        ("another.bin", 590_000_000, 600_000_000),
+        ("open_clip_config.json", 1_000_000, 599_000_000),
+        ("open_clip_model.safetensors", 570_000_000, 0),
+    ):
+        with (folder / name).open("wb") as file:
+            file.truncate(size)
+        assert weight_bytes([source]) == ({source: 600_000_000}, left), name
+    assert weight_bytes([source.replace(commit, "0" * 40)])[1] == 0.6e9, "of another commit"
+
+
+def test_work_that_was_begun_needs_no_room_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(10**9, 0, 500_000_000))
+    some = [Cost("prior", "x", {}, 0, 300_000_000)]
+    assert check_disk(some, 0, tmp_path, 100_000_000) == 600_000_000
+    with pytest.raises(UserError, match="needs 600 MB"):
+        check_disk(some, 0, tmp_path, 99_999_999)
+
+
 def test_the_paper_needs_its_own_models(paper):
     sources = model_sources(paper, [])
     assert {paper.models.zero123, paper.models.controlnet, paper.models.clip} <= set(sources)
@@ -168,6 +216,8 @@ def test_the_table_says_what_is_bounded_and_what_is_unknown(mini):
     assert rows["prior"][2:5] == ["30,720 zero123 UNet evaluations", "1.00", "2.0 GB measured"]
     assert rows["refine"][2] == "≤ 49,920 refiner UNet evaluations"
     assert rows["refine"][3] == "—"
+    assert rows["stage1"][4].startswith("> ")
+    assert rows["orbit"][4] == rows["evaluate"][4] == "not measured"
 
 
 def test_the_whole_plan_is_shown(mini, monkeypatch, tmp_path):
@@ -181,9 +231,3 @@ def test_the_whole_plan_is_shown(mini, monkeypatch, tmp_path):
 
 def test_gigabytes():
     assert (gigabytes(1_500_000_000), gigabytes(2_340_000)) == ("1.5 GB", "2 MB")
-
-
-@pytest.mark.parametrize(("profile", "objects"), [("nano", []), ("mini", ["teapot"])])
-def test_unknown_profiles_and_objects_are_one_line(profile, objects):
-    with pytest.raises(UserError, match=r"no such (profile|object); known: "):
-        compose(profile, objects, EXPERIMENTS)

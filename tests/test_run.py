@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,13 +14,14 @@ import torch
 import yaml
 from PIL import Image
 
+from cad import plan
 from cad.artifacts import InputArtifact, write_image, write_json, write_video
 from cad.cli import main as cli
 from cad.config import TABLES, load
+from cad.config.compose import composed_text
 from cad.errors import UserError
-from cad.inputs.entries import composed_text
 from cad.repro import stages_of
-from cad.run import choose_profile, stages_to
+from cad.run import profile_chosen, stages_to
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("input", "prior", "prune", "refine", "stage1", "stage2", "orbit")
@@ -37,7 +39,7 @@ def project(tmp_path, monkeypatch) -> Iterator[Path]:
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
     shutil.copytree(ROOT / "experiments", "experiments")
-    Path("params.yaml").write_text(composed_text(Path("experiments"), "mini", ["robot"]))
+    Path("params.yaml").write_text(composed_text("mini", ["robot"], Path("experiments")))
     image = np.full((16, 16, 3), 255, np.uint8)
     made = Path("made")
     InputArtifact.write(made / "input", image, image[..., 0] < 9, "a chair", "chair", 180.0, 80.0, "0" * 64)
@@ -120,16 +122,64 @@ def test_only_one_objects_stages_run(project, monkeypatch, capfd):
 def test_a_profile_is_composed_when_it_is_another_one_and_else_edits_stay(project):
     experiments, params = Path("experiments"), Path("params.yaml")
     before = params.read_bytes()
-    choose_profile(params, experiments, None)
+    choose(params, experiments, None)
     values = yaml.safe_load(before)
     values["prior"]["poses"] = 77
     params.write_text(yaml.safe_dump(values))
-    choose_profile(params, experiments, "mini")
+    choose(params, experiments, "mini")
     assert load(params).prior.poses == 77
-    choose_profile(params, experiments, "smoke")
-    assert params.read_text() == composed_text(experiments, "smoke", ["robot"])
+    choose(params, experiments, "smoke")
+    assert params.read_text() == composed_text("smoke", ["robot"], experiments)
     with pytest.raises(UserError, match=r"giant.yaml: there is no such profile; known: .*mini"):
-        choose_profile(params, experiments, "giant")
+        choose(params, experiments, "giant")
+
+
+def choose(*arguments) -> None:
+    with profile_chosen(*arguments):
+        pass
+
+
+@pytest.mark.parametrize("picture", ["broken.png", "missing.png", "photo.png"])
+def test_a_picture_that_is_refused_changes_no_settings(project, monkeypatch, capfd, picture):
+    """The last one is fine, but its name is that of an object."""
+    Path("broken.png").write_bytes(b"no picture")
+    photo("photo.png")
+    edited = Path("params.yaml").read_text().replace("poses: 320", "poses: 77")
+    assert "poses: 77" in edited
+    Path("params.yaml").write_text(edited)
+    name = ("--name", "robot") if picture == "photo.png" else ()
+    code, _, err = cad(
+        monkeypatch, capfd, "run", picture, "--prompt", "x", "--polar", "80", "--profile", "smoke", *name
+    )
+    assert (code, len(err.splitlines())) == (2, 1), err
+    assert Path("params.yaml").read_text() == edited
+
+
+def test_objects_that_a_profile_would_drop_are_named(project):
+    params = Path("params.yaml")
+    values = yaml.safe_load(params.read_text())
+    values["objects"]["vase"] = dict(values["objects"]["robot"])
+    params.write_text(yaml.safe_dump(values))
+    before = params.read_bytes()
+    with pytest.raises(UserError, match=r"^params.yaml: --profile smoke would drop vase, .*; write vase"):
+        choose(params, Path("experiments"), "smoke")
+    assert params.read_bytes() == before
+
+
+def test_a_disk_that_is_too_small_is_refused_before_any_stage_runs(project, monkeypatch, capfd):
+    """What is done, and what an interrupted stage has left, needs no room again."""
+    Path("go").touch()
+    arguments = ("run", photo("chair.jpg"), "--prompt", "a red chair", "--polar", "80")
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda place: SimpleNamespace(free=20_000_000))
+    code, _, err = cad(monkeypatch, capfd, *arguments)
+    assert (code, "the run needs" in err, "20 MB are free" in err) == (2, True, True)
+    assert not Path("ran").exists()
+    Path(".work/begun").mkdir(parents=True)
+    with Path(".work/begun/images").open("wb") as file:
+        file.truncate(10**9)
+    assert cad(monkeypatch, capfd, *arguments)[0] == 0
+    shutil.rmtree(".work")
+    assert cad(monkeypatch, capfd, *arguments)[0] == 0
 
 
 def test_a_scene_is_imported_with_its_record(project, monkeypatch, capfd):
@@ -159,7 +209,7 @@ def test_a_scene_is_imported_with_its_record(project, monkeypatch, capfd):
 
 
 def test_a_listed_case_without_its_picture_says_where_to_get_it(project, monkeypatch, capfd):
-    Path("params.yaml").write_text(composed_text(Path("experiments"), "mini", ["lego"]))
+    Path("params.yaml").write_text(composed_text("mini", ["lego"], Path("experiments")))
     for arguments in (("repro", "--object", "lego"), ("repro",), ("input", "lego")):
         code, _, err = cad(monkeypatch, capfd, *arguments)
         assert (code, len(err.splitlines())) == (2, 1)

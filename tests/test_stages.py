@@ -171,6 +171,18 @@ def test_an_identity_is_found_without_torch_and_without_a_compiler(project: Path
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"CXX": "false"})
 
 
+def test_a_scorer_s_local_folder_counts_by_its_content(project: Path) -> None:
+    """Named as open_clip does; an id at a commit stands for itself."""
+    (project / "clip").mkdir()
+    found = set()
+    for content in ("one", "another"):
+        (project / "clip/model.safetensors").write_text(content)
+        found.add(stages._digest_or_name(f"local-dir:{project / 'clip'}"))
+        assert stages._digest_or_name(str(project / "clip")) in found
+    assert len(found) == 2
+    assert stages._digest_or_name(f"some/clip@{'0' * 40}") == f"some/clip@{'0' * 40}"
+
+
 def test_a_gpu_that_is_not_there_is_said(project: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

@@ -5,6 +5,8 @@ index.parquet             one row per pose: pose, azimuth, polar (float64 radian
 images-00000.safetensors  one tensor `images`, uint8 [m, N, H, W, 3]: N samples at each of m poses
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,9 +52,9 @@ def store_shard(folder: Path, shard: int, images: NDArray[np.uint8]) -> str:
     """
     from safetensors.numpy import save
 
-    path = folder / shard_name(shard)
-    write_atomic(path, save({"images": np.ascontiguousarray(images)}))
-    return digest(path)
+    data = save({"images": np.ascontiguousarray(images)})
+    write_atomic(folder / shard_name(shard), data)
+    return hashlib.sha256(data).hexdigest()  # of what was written, whoever else writes there
 
 
 class PriorCache:
@@ -199,8 +201,12 @@ class PriorCacheWriter:
             "samples": np.full(len(poses), samples, dtype=np.int64),
         }
         self.shards = -(-len(poses) // shard_poses)
-        # Shards of an interrupted run count only if they were written for the very same poses and shapes.
-        self._layout = [samples, resolution, shard_poses, *(column.tolist() for column in self._index.values())]
+        # Shards of an interrupted run count only if they were written for the very same poses and shapes. Their digest
+        # is enough, and of 100 000 poses short enough to be written again with each shard.
+        layout = hashlib.sha256(json.dumps([samples, resolution, shard_poses, len(poses)]).encode())
+        for column in self._index.values():
+            layout.update(column.tobytes())
+        self._layout = layout.hexdigest()
         self._done: dict[str, str] = self._resume()
 
     def missing_shards(self) -> list[int]:

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,10 +50,18 @@ def full_disk_named(path: Path) -> Iterator[None]:
         raise
 
 
+def partial_path(path: Path) -> Path:
+    """Where to write what becomes `path`: a name beside it that no other writer of it uses, and that ends in `.tmp`."""
+    return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
+
+
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write bytes so that `path` holds either its old content or all of `data`; makes the folder if it is missing."""
+    """Write bytes so that `path` holds either its old content or all of `data`; makes the folder if it is missing.
+
+    Many may write one path at once (a worker that was given up may still be at work): the last one's content stays.
+    """
     path = Path(path)
-    partial = path.with_name(path.name + PARTIAL)
+    partial = partial_path(path)
     with full_disk_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

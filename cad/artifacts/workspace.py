@@ -45,15 +45,21 @@ def workspace(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
     with full_disk_named(folder), _lock(folder, out), _failure_noted(folder, out):
         _restore(out)
         folder.mkdir(parents=True, exist_ok=True)
+        _clear(folder)  # or each kill would leave half a checkpoint more
         try:
             yield folder
         except BaseException:
             with suppress(OSError):  # a stage that refused its input before it wrote anything leaves no folder
                 folder.rmdir()
             raise
-        for partial in list(folder.rglob(f"*{PARTIAL}")):
-            shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+        _clear(folder)
         _move(folder, out)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what was half-written; a worker that was given up may rename or remove its own at the same moment."""
+    for partial in list(folder.rglob(f"*{PARTIAL}")):
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ def pack(
     params: ParamsFile = PARAMS,
     demo: Folder = DEMO,
 ) -> None:
-    """Pack finished runs: averaged generator in float16, orbit videos, frames, input and scores."""
+    """Pack finished runs: averaged generator in float16, a video, frames, input and scores."""
     from cad.config import load
     from cad.demo.files import STAGES, file_names, pack_run
 

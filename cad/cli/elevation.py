@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from cad.cli.stage import PARAMS, ParamsFile
+from cad.memory import ELSEWHERE, memory_named
 from cad.stages import fix_environment
 
 
@@ -19,4 +20,6 @@ def elevation(
     fix_environment(settings.runtime.threads)  # before the next import brings numpy and torch, which read it once
     from cad.inputs.elevation import estimate_named
 
-    print(estimate_named(what, settings).sentence())
+    with memory_named(what, ELSEWHERE):
+        estimate = estimate_named(what, settings)
+    print(estimate.sentence())

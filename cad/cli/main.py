@@ -8,7 +8,6 @@ from cad.cli import (
     data,
     demo,
     doctor,
-    elevation,
     object,
     plan,
     plugins,
@@ -36,7 +35,6 @@ app.add_typer(train.app, name="train")
 app.command("orbit")(single.render)
 app.command("evaluate")(single.score)
 app.add_typer(report.app, name="report")
-object.app.command("elevation")(elevation.elevation)
 app.add_typer(object.app, name="object")
 app.add_typer(data.app, name="data")
 app.command("run")(run.run)

@@ -7,6 +7,7 @@ import typer
 
 from cad.cli.elevation import elevation
 from cad.cli.stage import PARAMS, ParamsFile
+from cad.memory import ELSEWHERE, memory_named
 
 app = typer.Typer(no_args_is_help=True, help="Take up a picture as an object, given or made from text.")
 NameOption = Annotated[
@@ -25,8 +26,6 @@ Model = Annotated[
 Picture = Annotated[Path, typer.Argument(help="PNG, JPEG, WebP or TIFF; with alpha, on white, or a photograph.")]
 DATA, GROUPS, SETTINGS = Path("data/objects"), Path("experiments/object"), Path("experiments/inputs.yaml")
 DRAWN = Path(".work/imagined")
-
-app.command()(elevation)
 
 
 @app.command()
@@ -63,9 +62,13 @@ def imagine(
     fix_environment(chosen.runtime.threads)  # before the next import brings torch, which reads it once
     from cad.inputs.drawing import draw
 
-    origin = draw(text, seed, model, chosen, load_settings(SETTINGS), path)
+    with memory_named(path.stem, ELSEWHERE):
+        origin = draw(text, seed, model, chosen, load_settings(SETTINGS), path)
     print(f"drawn: {path}")
     take_up(path, name, text if prompt is None else prompt, polar, False, params, origin)
+
+
+app.command()(elevation)
 
 
 def take_up(
@@ -86,7 +89,8 @@ def take_up(
     from cad.inputs.settings import load_settings
 
     new = NewObject(name_for(name, picture), picture, prompt, polar, framed, origin)
-    added = add_object(new, Places(DATA, GROUPS, params), load_settings(SETTINGS))
+    with memory_named(new.name, ELSEWHERE):  # whichever network it was: matting, caption or views
+        added = add_object(new, Places(DATA, GROUPS, params), load_settings(SETTINGS))
     print(f"object {added.name}: {DATA / added.name}, {GROUPS / added.name}.yaml, {params}")
     print(f"prompt ({added.prompt_from}): {added.prompt}")
     print(f"polar angle ({added.polar_from}): {added.polar_deg:g} degrees")

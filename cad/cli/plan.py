@@ -22,7 +22,9 @@ def plan(
     rate: Annotated[
         list[str] | None, typer.Option(help="NAME=NUMBER per second, e.g. zero123=40, stage1=20; can be repeated.")
     ] = None,
-    measure: Annotated[bool, typer.Option("--measure", help="Time a few UNet evaluations on this machine.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time a few evaluations, steps and frames on this machine.")
+    ] = False,
 ) -> None:
     """Show UNet evaluations, hours, memory, disk and DVC storage per stage; code 2 if the disk is too small."""
     from rich.console import Console

@@ -21,12 +21,13 @@ def run(
 ) -> None:
     """Take up a picture, if it is new, run its stages up to the orbit and write a page; goes on where it stopped."""
     from cad.inputs.objects import Places, is_taken_up, name_for
-    from cad.run import choose_profile, make_orbit
+    from cad.run import make_orbit, profile_chosen
 
-    choose_profile(params, GROUPS.parent, profile)
-    known = name_for(name, picture)
-    if not is_taken_up(known, picture, prompt, Places(DATA, GROUPS, params)):
-        take_up(picture, name, prompt, polar, framed, params, {"kind": "picture"})
+    known, places = name_for(name, picture), Places(DATA, GROUPS, params)
+    is_taken_up(known, picture, prompt, places)  # refuses the name of another picture before anything changes
+    with profile_chosen(params, GROUPS.parent, profile):
+        if not is_taken_up(known, picture, prompt, places):
+            take_up(picture, name, prompt, polar, framed, params, {"kind": "picture"})
     page = make_orbit(known, params, print)
     print(f"orbit: runs/{known}/orbit")
     print(f"page: {page}")

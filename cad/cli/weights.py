@@ -40,7 +40,7 @@ def fetch(
         raise UserError("--to: is the folder of one model; fetch them one by one")
     for model in models:
         place = fetching.fetch(model, to, lock, typer.echo)
-        setting = to or model.source
+        setting = to or fetching.source(model, lock)
         typer.echo(f"{model.name} is in {place}; {model.place}: {setting}")
 
 
@@ -50,18 +50,19 @@ def verify(
     at: Annotated[Path | None, typer.Option(help="Folder of the one model, instead of the hub's cache.")] = None,
     lock: Lock = LOCK,
 ) -> None:
-    """Compare what is here with the recorded digests; all recorded models if none is named."""
+    """Compare what is here with the recorded or published digests; all models if none is named."""
     from cad.errors import UserError
     from cad.weights import fetch as fetching
     from cad.weights.table import MODELS, find
 
-    models = [find(name) for name in names] if names else [model for model in MODELS if model.repo]
+    models = [find(name) for name in names] if names else list(MODELS)
     if at is not None and len(models) != 1:
         raise UserError("--at: is the folder of one model; name it")
     for model in models:
         state, place = fetching.verify(model, at, lock)
-        if state != "ok" and names:
-            raise UserError(f"{model.name}: is {state}; run `cad weights fetch {model.name}`")
+        if state in ("absent", "not recorded") and names:
+            remedy = f"run `cad weights fetch {model.name}`" if model.repo else fetching.by_hand(model)
+            raise UserError(f"{model.name}: is {state}; {remedy}")
         typer.echo(f"{model.name}: {state}{f', {place}' if place else ''}")
 
 

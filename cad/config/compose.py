@@ -1,7 +1,11 @@
-"""A profile's settings without writing them: what `dvc exp run -S profile=...` would put into params.yaml."""
+"""A profile's settings, composed by Hydra as `dvc exp run -S profile=... -S 'object=[...]'` composes params.yaml.
+
+Hydra is imported where it is called, so that whatever imports this module starts without it.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cad.config import Params, check
 from cad.errors import UserError
@@ -12,6 +16,18 @@ def compose(profile: str, objects: Sequence[str], folder: Path) -> Params:
 
     folder: `experiments/`. Raises UserError for a profile or an object that has no file there, and for a fault in them.
     """
+    return _composed(profile, objects, folder)[1]
+
+
+def composed_text(profile: str, objects: Sequence[str], folder: Path) -> str:
+    """The same settings as the text of params.yaml, that of DVC to the byte; arguments and errors as for `compose`."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(_composed(profile, objects, folder)[0])
+
+
+def _composed(profile: str, objects: Sequence[str], folder: Path) -> tuple[Any, Params]:
+    """What Hydra composes (interpolations as they are written), and the same resolved and checked."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
@@ -27,9 +43,10 @@ def compose(profile: str, objects: Sequence[str], folder: Path) -> Params:
     origin = f"{folder / 'profile' / profile}.yaml"
     try:
         with initialize_config_dir(str(folder.resolve()), version_base=None):
-            values = OmegaConf.to_container(hydra_compose("config", overrides=overrides), resolve=True)
+            composed = hydra_compose("config", overrides=overrides)
+        values = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as fault:
         raise UserError(f"{origin}: cannot be composed ({str(fault).splitlines()[0]}); correct it") from fault
     if not isinstance(values, dict):
         raise UserError(f"{origin}: holds no mapping; write the settings into it")
-    return check({str(key): value for key, value in values.items()}, origin)
+    return composed, check({str(key): value for key, value in values.items()}, origin)

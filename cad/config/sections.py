@@ -125,10 +125,12 @@ class InputSettings(Section):
 class ElevationSettings(Section):
     """The polar angle of a photograph by One-2-3-45's estimator (App. C); all but the algorithm is [ours]."""
 
+    score: Literal["points", "silhouettes"] = Field(description="what must agree; points in One-2-3-45, else [ours]")
     matcher: Literal["patches", "loftr"] = Field(description="patches needs no weights, [ours]; loftr is One-2-3-45's")
     loftr: Text | None = Field(description="LoFTR's weights, .safetensors or .ckpt; null for patches; App. C")
     turn_deg: float = Field(gt=0, lt=45, description="how far off the neighbours are [deg]; 10 in One-2-3-45 (App. C)")
-    draws: Count = Field(description="how often Zero-1-to-3 draws the four neighbours; 1 in One-2-3-45")
+    ring_deg: list[float] = Field(min_length=2, description="silhouettes' azimuths beside the picture's [deg]; [ours]")
+    draws: Count = Field(description="how often Zero-1-to-3 draws these views; 1 in One-2-3-45")
     white_threshold: Gray = Field(description="a pixel with a channel below this is foreground [gray]; [ours]")
     patch_px: int = Field(ge=3, description="side of a compared patch, odd [px]; [ours]")
     window: Rate = Field(description="a match lies at most this far away in x and in y [image sides]; [ours]")
@@ -140,6 +142,9 @@ class ElevationSettings(Section):
     min_tracks: Count = Field(description="fewer points matched in three views determine no angle; [ours]")
     max_error: Rate = Field(description="nor does a least error above this [image sides]; [ours]")
     min_contrast: Fraction = Field(description="nor a least error not this share below the largest one; [ours]")
+    hull_cells: int = Field(ge=8, le=128, description="cells along the visual hull's grid; [ours]")
+    max_uncovered: Rate = Field(description="silhouettes of which no hull fills more determine no angle; [ours]")
+    min_gap: Rate = Field(description="nor where the unfilled share at the worst angle is less above the least; [ours]")
 
     @model_validator(mode="after")
     def _matcher_is_whole(self) -> "ElevationSettings":

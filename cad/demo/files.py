@@ -5,7 +5,7 @@
     weights/      the stage-2 checkpoint with the averaged generator alone, in float16
     input/        the object input, copied
     frames.png    the run's own frames: a row per branch and seed and, where it is known, the true object; 8 azimuths
-    videos/       the orbit's MP4 files, copied
+    videos/       the first orbit's MP4 file of the 3D branch, copied
     metrics.json  the scores, copied; they were measured on the run, not on the float16 copy
 
 Equal runs give equal bytes: nothing here knows a clock or a machine.
@@ -34,7 +34,8 @@ FORMER = ".former" + PARTIAL  # ends as what is partial does, so that it is neve
 SCHEMA = 1
 MANIFEST = "demo.json"
 STAGES = ("input", "stage2", "orbit", "evaluate")  # the stages whose folders are packed
-SEEDS = 2  # whose videos and frames are packed, of each branch [ours]: the weights make all others
+SEEDS = 2  # whose frames are packed, of each branch [ours]: the weights make all others
+VIDEO = "3d-seed-0000.mp4"  # one is packed [ours]: the weights make all others, and videos are large
 COLUMNS = 8  # azimuths of a row of frames, 45 deg apart [ours]
 PRECISION = "float16"
 AVERAGED = ("generator_ema", "upsampler_ema")  # what renders; optimisers and discriminators only train
@@ -129,10 +130,7 @@ def write_demo(entry: str, runs: Mapping[str, Path], folder: Path) -> None:
     for name in INPUT_FILES:
         copy(runs["input"] / name, folder / "input" / name)
     copy(runs["evaluate"] / "metrics.json", folder / "metrics.json")
-    for branch in orbit.branches:
-        for seed in orbit.seeds[:SEEDS]:
-            name = f"{branch}-seed-{seed:04d}.mp4"
-            copy(runs["orbit"] / name, folder / "videos" / name)
+    copy(runs["orbit"] / VIDEO, folder / "videos" / VIDEO)
     write_weights(runs["stage2"], folder / "weights")
     rows, frames = chosen_frames(orbit, runs["evaluate"] / "views" / "truth.png")
     write_image(folder / "frames.png", np.concatenate([np.concatenate(list(row), 1) for row in frames]))

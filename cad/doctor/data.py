@@ -88,7 +88,7 @@ def examine_weights(params: "Params", record: Record | None) -> list[Finding]:
         if is_plugin(scorer.kind):
             continue  # `cad plugins` looks for it
         place = scorer.model.removeprefix("local-dir:")
-        if scorer.kind == "open_clip" and place == scorer.model:
+        if scorer.kind == "open_clip" and place == scorer.model and "@" not in place:
             says = f"open_clip {scorer.model} ({scorer.pretrained}): comes from the network at its first use"
             found.append(Finding(WEIGHTS, name, UNKNOWN, says, "", False))
         else:

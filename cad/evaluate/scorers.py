@@ -5,8 +5,8 @@ A score is 100 x cosine (Table 1). Scores of different weights are different uni
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -18,10 +18,12 @@ from cad import plugins
 from cad.artifacts import digest
 from cad.config import PluginScorerSettings, ScorerSettings
 from cad.errors import UserError
+from cad.prior.weights import HUB_ID, local_folder
 
 # The mean and standard deviation that CLIP was trained with, for open_clip models that name none.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@.*)?")
 
 
 class Scorer(Protocol):
@@ -77,17 +79,14 @@ class TransformersScorer:
 
     def __init__(self, name: str, settings: ScorerSettings, device: torch.device):
         """Load the model in float32; UserError where the folder or the hub has no such weights."""
-        # Imported here: transformers takes seconds to import, and an open_clip run does not need it.
-        from transformers.utils import cached_file
-
-        from cad.prior.clip import Clip
+        from cad.prior.clip import Clip  # transformers takes seconds to import, and an open_clip run does not need it
 
         if settings.pretrained is not None:
             raise UserError(f"evaluate.scorers.{name}.pretrained: only open_clip has such tags; set it to null")
         self.clip = Clip.load(settings.model, device)
         self.name = name
-        file = cached_file(settings.model, "model.safetensors", _raise_exceptions_for_missing_entries=False)
-        self.weights_digest = digest(Path(file)) if file else tensors_digest(self.clip.model)
+        file = local_folder(settings.model, "", "config.json") / "model.safetensors"
+        self.weights_digest = digest(file) if file.is_file() else tensors_digest(self.clip.model)
         processor = self.clip.processor
         self.preprocessing = describe_preprocessing(
             self.clip.model.config.vision_config.image_size, processor.image_mean, processor.image_std
@@ -103,18 +102,30 @@ class TransformersScorer:
 
 
 class OpenClipScorer:
-    """An open_clip model: a name with a pretrained tag, or a `local-dir:` or `hf-hub:` location."""
+    """An open_clip model: a hub id at a commit, a `local-dir:` folder, or a name with a pretrained tag (not pinned)."""
 
     def __init__(self, name: str, settings: ScorerSettings, device: torch.device):
-        """Load the model in float32; UserError for a name that contradicts its weights, or weights that are missing."""
+        """Load the model in float32; UserError for a name that contradicts its weights, or weights that are missing.
+
+        What is found under a hub id whose name ends in `.openai` gets QuickGELU, as OpenAI's weights need, whatever
+        its configuration says.
+        """
         import open_clip
 
         refuse_contradictions(name, settings.model, settings.pretrained, open_clip.list_models())
+        found = HUB_ID.fullmatch(settings.model)
+        place = settings.model
+        if found:  # open_clip itself would ask the hub for the branch `main`
+            place = f"local-dir:{local_folder(settings.model, '', 'open_clip_model.safetensors')}"
         try:
             self.model = open_clip.create_model(
-                settings.model, pretrained=settings.pretrained, precision="fp32", require_pretrained=True
+                place,
+                pretrained=settings.pretrained,
+                precision="fp32",
+                require_pretrained=True,
+                force_quick_gelu=found is not None and found["repo"].endswith(".openai"),
             )
-            self.tokenizer = open_clip.get_tokenizer(settings.model)
+            self.tokenizer = open_clip.get_tokenizer(place)
         except (OSError, ValueError, RuntimeError) as error:  # what open_clip and its hub client raise on loading
             raise UserError(
                 f"evaluate.scorers.{name}.model: the weights of {settings.model} ({settings.pretrained}) cannot be "
@@ -159,11 +170,19 @@ def refuse_contradictions(name: str, model: str, pretrained: str | None, known: 
 
     OpenAI's weights were trained with QuickGELU; under the plain names open_clip builds GELU, and only warns.
     """
-    located = model.startswith(("local-dir:", "hf-hub:"))
+    if model.startswith("hf-hub:") or (HUB_ID.fullmatch(model) is None and HUB_NAME.fullmatch(model)):
+        wanted = model.removeprefix("hf-hub:").partition("@")[0]
+        raise UserError(
+            f"evaluate.scorers.{name}.model: {model} names no commit, so its weights might change unseen; "
+            f"set it to `{wanted}@` and the 40 digits of one"
+        )
+    located = model.startswith("local-dir:") or HUB_ID.fullmatch(model) is not None
+    if located and pretrained is not None:
+        raise UserError(f"evaluate.scorers.{name}.pretrained: {model} brings its own weights; set it to null")
     if pretrained is None and not located:
         raise UserError(
             f"evaluate.scorers.{name}.pretrained: {model} without pretrained weights would score with random ones; "
-            "set it, e.g. to `openai`, or give the model as `local-dir:<folder>`"
+            "set it, e.g. to `openai`, or give the model as `local-dir:<folder>` or `owner/name@commit`"
         )
     if pretrained is not None and pretrained.endswith((".pt", ".pth", ".bin")):
         raise UserError(

@@ -1,6 +1,9 @@
-"""The polar angle of a photograph by One-2-3-45's estimator (App. C): Zero-1-to-3's neighbours, matches, `polar`."""
+"""The polar angle of a photograph by One-2-3-45's estimator (App. C): Zero-1-to-3's views of it, and their agreement.
 
-from collections.abc import Sequence
+What must agree is a setting: points matched in neighbours (`polar`), or silhouettes from all around (`outlines`).
+"""
+
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from cad.config import CameraSettings, ElevationSettings, Params, PriorSettings
 from cad.context import prepare_device
 from cad.errors import UserError
 from cad.inputs.matching import Matcher, load_matcher
+from cad.inputs.outlines import agreed, ring_offsets, search_outlines
 from cad.inputs.picture import read_picture
 from cad.inputs.polar import PAIRS, Estimate, Pairs, collect_tracks, join_tracks, neighbour_offsets, search
 from cad.inputs.prepare import frame_picture
@@ -18,6 +22,9 @@ from cad.prior.ddim import NoiseStreams, in_precision
 from cad.prior.pictures import check_resolution, foreground, to_network, to_picture
 from cad.prior.zero123 import Zero123
 from cad.seeding import generator
+
+Draw = Callable[[torch.Tensor], Sequence[np.ndarray]]  # offsets [n, 2] of views -> draws of them, uint8 [n, H, W, 3]
+Estimator = Callable[[np.ndarray, Draw], Estimate]  # from a picture, uint8 [H, W, 3], and whatever draws its views
 
 
 def estimate_polar(picture: np.ndarray, name: str, params: Params, device: torch.device) -> Estimate:
@@ -32,10 +39,12 @@ def estimate_polar(picture: np.ndarray, name: str, params: Params, device: torch
     if params.prior.offload:
         model.offload_idle(device)
     check_resolution(len(picture), model.resolution, "models.zero123")
-    matcher = load_matcher(settings, device)
     streams = [(params.seed, name, "elevation", k) for k in range(settings.draws)]
-    seen = [draw_neighbours(model, picture, settings.turn_deg, stream, params.prior, device) for stream in streams]
-    return estimate_from_views(seen, matcher, settings, params.camera)
+
+    def draw(offsets: torch.Tensor) -> list[np.ndarray]:
+        return [draw_views(model, picture, offsets, stream, params.prior, device) for stream in streams]
+
+    return load_estimator(settings, params.camera, device)(picture, draw)
 
 
 def estimate_named(what: str, params: Params) -> Estimate:
@@ -53,20 +62,19 @@ def estimate_named(what: str, params: Params) -> Estimate:
     return estimate_polar(picture, what if source else path.stem, params, device)
 
 
-def draw_neighbours(
+def draw_views(
     model: Zero123,
     picture: np.ndarray,
-    turn_deg: float,
+    offsets: torch.Tensor,
     stream: tuple[int | str, ...],
     settings: PriorSettings,
     device: torch.device,
 ) -> np.ndarray:
-    """Zero-1-to-3's four neighbours of a picture, uint8 [4, H, W, 3]; `stream` seeds their noise.
+    """Zero-1-to-3's views of a picture, uint8 [n, H, W, 3], at offsets (d_polar, d_azimuth) in radians, [n, 2].
 
-    They are made of the picture itself [ours]: One-2-3-45 has the model draw the picture again first and makes them of
-    that, which on toyworld's training instances was no better.
+    `stream` and the position seed the noise. They are made of the picture itself [ours]: One-2-3-45 has the model draw
+    the picture again first and makes them of that, which on toyworld's training instances was no better.
     """
-    offsets = neighbour_offsets(turn_deg)
     relative = relative_pose(offsets[:, 1], offsets[:, 0], 0.0, 0.0)
     streams = NoiseStreams([generator(*stream, k) for k in range(len(relative))], device, torch.float32)
     embedding, latent = model.condition(to_network(picture[None], device))
@@ -84,6 +92,33 @@ def draw_neighbours(
     return to_picture(images)
 
 
+def load_estimator(settings: ElevationSettings, camera: CameraSettings, device: torch.device) -> Estimator:
+    """The estimator that `elevation.score` names; UserError where its matcher lacks a package or weights."""
+    return ESTIMATORS[settings.score](settings, camera, device)
+
+
+def by_points(settings: ElevationSettings, camera: CameraSettings, device: torch.device) -> Estimator:
+    """One-2-3-45's: points matched in the four neighbours."""
+    matcher = load_matcher(settings, device)
+
+    def estimate(picture: np.ndarray, draw: Draw) -> Estimate:
+        return estimate_from_views(draw(neighbour_offsets(settings.turn_deg)), matcher, settings, camera)
+
+    return estimate
+
+
+def by_silhouettes(settings: ElevationSettings, camera: CameraSettings, device: torch.device) -> Estimator:
+    """Ours: silhouettes of the picture itself and of views all around it, in each of which the draws vote."""
+    ring = [0.0, *settings.ring_deg]
+
+    def estimate(picture: np.ndarray, draw: Draw) -> Estimate:
+        seen = foreground(np.stack(draw(ring_offsets(settings.ring_deg))), settings.white_threshold)
+        own = foreground(picture[None], settings.white_threshold)
+        return search_outlines(np.concatenate([own, agreed(seen)]), ring, settings, camera)
+
+    return estimate
+
+
 def estimate_from_views(
     seen: Sequence[np.ndarray], matcher: Matcher, settings: ElevationSettings, camera: CameraSettings
 ) -> Estimate:
@@ -96,3 +131,9 @@ def match_pairs(views: np.ndarray, matcher: Matcher, settings: ElevationSettings
     """The matches of all six pairs of the neighbours, uint8 [4, H, W, 3], inside their foreground."""
     masks = foreground(views, settings.white_threshold)
     return {(i, j): matcher.match(views[i], views[j], (masks[i], masks[j])) for i, j in PAIRS}
+
+
+ESTIMATORS: dict[str, Callable[[ElevationSettings, CameraSettings, torch.device], Estimator]] = {
+    "points": by_points,
+    "silhouettes": by_silhouettes,
+}

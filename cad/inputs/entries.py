@@ -4,13 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cad.config import TABLES, check
-from cad.config.compose import compose
 from cad.errors import UserError
 
 HEADER = "# @package _global_\n"
@@ -53,11 +50,3 @@ def merged_text(params_file: Path, entry: dict[str, Any]) -> str:
         raise UserError(f"{params_file}: holds no mapping; compose it anew")
     check({str(key): value for key, value in values.items()}, str(params_file))
     return OmegaConf.to_yaml(merged)
-
-
-def composed_text(experiments: Path, profile: str, objects: list[str]) -> str:
-    """What `dvc exp run -S profile=PROFILE -S 'object=[...]'` writes into params.yaml, checked."""
-    compose(profile, objects, experiments)
-    overrides = [f"profile={profile}", f"object=[{','.join(objects)}]"]
-    with initialize_config_dir(str(experiments.resolve()), version_base=None):
-        return OmegaConf.to_yaml(hydra_compose("config", overrides=overrides))

@@ -11,6 +11,8 @@ from PIL import Image
 
 from cad.config import InputSettings
 from cad.errors import UserError
+from cad.weights import table
+from cad.weights.fetch import check_md5
 
 Background = Literal["alpha", "white", "other"]
 OTHER_REMEDY = "give a picture with transparency or on white"
@@ -32,7 +34,8 @@ def background_of(pixels: NDArray[np.uint8], settings: InputSettings, white_bord
 def matting_weights(model: str, folder: Path) -> Path:
     """The file of a matting network in `folder`, in either of rembg's layouts.
 
-    Raises UserError where rembg, its runtime or the file is missing: rembg itself would download the file unasked.
+    Raises UserError where rembg, its runtime or the file is missing: rembg itself would download the file unasked. One
+    of another digest than the registry's, where it has one for the network, is refused too.
     """
     # Looked for, not imported: without onnxruntime rembg ends the process that imports it.
     if missing := [name for name in ("rembg", "onnxruntime") if importlib.util.find_spec(name) is None]:
@@ -43,6 +46,9 @@ def matting_weights(model: str, folder: Path) -> Path:
     name = f"{model}.onnx"
     for path in (folder / "models" / model / name, folder / name):
         if path.is_file():
+            for listed in table.MODELS:
+                if listed.files == (name,):
+                    check_md5(listed, path)
             return path
     raise UserError(
         f"{folder / name}: is missing, so this background cannot be removed; "
@@ -58,7 +64,7 @@ def cut_out(pixels: NDArray[np.uint8], model: str, folder: Path) -> NDArray[np.u
     folder = folder.expanduser()
     weights = matting_weights(model, folder)
     os.environ["U2NET_HOME"] = str(folder.resolve())
-    os.environ["MODEL_CHECKSUM_DISABLED"] = "1"  # older rembg would replace a file of another digest by a download
+    os.environ["MODEL_CHECKSUM_DISABLED"] = "1"  # ours is done: some rembg would download instead
     import rembg
     from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 

@@ -2,12 +2,12 @@
 
 Whichever polar angle is supposed for the picture, the neighbours' follow. Where the supposition is right, points
 triangulated from two of them fall in a third on what was matched there. Of the original's defects these are mended
-here: what nothing determines is said to be undetermined, and both searches try their ends.
+here: what nothing determines is said to be undetermined, and both searches try their ends. `outlines` searches alike.
 """
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,22 +28,18 @@ Pairs = Mapping[tuple[int, int], Matches]  # the matches of every pair (i, j), i
 
 @dataclass(frozen=True)
 class Estimate:
-    """A polar angle in degrees, or None and why it is undetermined; tracks compared and the error by hypothesis."""
+    """A polar angle in degrees, or None and why it is undetermined; by what, and the error by hypothesis."""
 
     polar_deg: float | None
     why: str
-    tracks: int
-    errors: dict[int, float]  # polar angle [deg] -> weighted mean reprojection error [image sides]
+    basis: str  # for people
+    errors: dict[int, float]  # polar angle [deg] -> what is least at the answer, in the units of its search
 
     def sentence(self) -> str:
         """The angle, or that there is none, in one line for people."""
         if self.polar_deg is None:
             return f"elevation undetermined: {self.why}; give the polar angle yourself"
-        least = self.errors[round(self.polar_deg)]
-        return (
-            f"elevation {90 - self.polar_deg:g} deg (polar angle {self.polar_deg:g} deg), by {self.tracks} tracks that "
-            f"miss by {100 * least:.2f} % of the image's side"
-        )
+        return f"elevation {90 - self.polar_deg:g} deg (polar angle {self.polar_deg:g} deg), by {self.basis}"
 
 
 @dataclass(frozen=True)
@@ -91,27 +87,44 @@ def join_tracks(parts: Sequence[Tracks]) -> Tracks:
 
 
 def search(tracks: Tracks, settings: ElevationSettings, camera: CameraSettings) -> Estimate:
-    """The hypothesis of least error, 30 to 150 deg in tens and then within 10 deg of the best; both ends are tried.
+    """The hypothesis of least error (`try_angles`).
 
     Undetermined are too few tracks, an error that is large even at its least, and one that hardly depends on the
     angle: there One-2-3-45 takes its first hypothesis.
     """
+    basis = f"{len(tracks)} tracks"
     if len(tracks) < settings.min_tracks or not tracks.weight.sum() > 0:
-        return Estimate(None, f"only {len(tracks)} points match in three views", len(tracks), {})
-    errors = {polar: error(tracks, polar, settings, camera) for polar in range(FIRST, LAST + 1, STEP)}
-    coarse = min(errors, key=lambda polar: errors[polar])
-    worst = max(errors.values())
-    contrast = 1 - errors[coarse] / worst if worst > RESOLVED else 0.0
-    for polar in range(coarse - REACH, coarse + REACH + 1):
-        errors[polar] = error(tracks, polar, settings, camera)
-    best = min(errors, key=lambda polar: errors[polar])
+        return Estimate(None, f"only {len(tracks)} points match in three views", basis, {})
+    best, coarse, errors = try_angles(lambda polar: error(tracks, polar, settings, camera))
+    worst = max(coarse.values())
+    contrast = 1 - min(coarse.values()) / worst if worst > RESOLVED else 0.0
     if errors[best] > settings.max_error:
         why = f"even at {best} deg points miss by {errors[best]:.3f} of the image's side"
     elif contrast < settings.min_contrast:
         why = f"all angles fit alike (the least error is {contrast:.0%} below the largest)"
     else:
-        return Estimate(float(best), "", len(tracks), errors)
-    return Estimate(None, why, len(tracks), errors)
+        said = f"{basis} that miss by {100 * errors[best]:.2f} % of the image's side"
+        return Estimate(float(best), "", said, errors)
+    return Estimate(None, why, basis, errors)
+
+
+def try_angles(error_at: Callable[[int], float]) -> tuple[int, dict[int, float], dict[int, float]]:
+    """The angle of least error, 30 to 150 deg in tens and then within 10 deg of the best; both ends are tried.
+
+    Returns it, the errors of the first search, and those of both, by angle [deg]. Of equal angles the middle one wins.
+    """
+    coarse = {polar: error_at(polar) for polar in range(FIRST, LAST + 1, STEP)}
+    about, errors = _least(coarse), dict(coarse)
+    for polar in range(about - REACH, about + REACH + 1):
+        if polar not in errors:
+            errors[polar] = error_at(polar)
+    return _least(errors), coarse, errors
+
+
+def _least(errors: Mapping[int, float]) -> int:
+    least = min(errors.values())
+    equal = sorted(polar for polar, value in errors.items() if value == least)
+    return equal[len(equal) // 2]
 
 
 def error(tracks: Tracks, polar_deg: float, settings: ElevationSettings, camera: CameraSettings) -> float:

@@ -20,6 +20,7 @@ from cad.camera import Poses
 from cad.config import CameraSettings, ModelPaths, RefineSettings
 from cad.config.refine import LatentDiffusionSettings
 from cad.context import Advance, Context, Do
+from cad.memory import memory_named
 from cad.prior.controlnet import ControlNetRefiner
 from cad.prior.ddim import NoiseStreams, in_precision
 from cad.prior.deepfloyd import DeepFloydRefiner
@@ -27,7 +28,6 @@ from cad.prior.latent_diffusion import LatentDiffusion
 from cad.prior.pictures import resize, to_network, to_picture
 from cad.prior.prune import read_decisions
 from cad.prior.sheets import GREEN, GREY, Group, Row, draw_sheet
-from cad.prior.weights import memory_named
 from cad.progress import progress
 from cad.seeding import generator
 

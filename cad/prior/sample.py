@@ -14,11 +14,11 @@ from cad.artifacts.cache import shard_positions, store_shard
 from cad.camera import Poses, relative_pose, sphere_poses
 from cad.config import CameraSettings, ModelPaths, PriorSettings
 from cad.context import Advance, Context, Do
+from cad.memory import memory_named
 from cad.plugins import check_shape
 from cad.prior.ddim import NoiseStreams
 from cad.prior.pictures import check_resolution, to_network, to_picture
 from cad.prior.views import ViewModel, load_views
-from cad.prior.weights import memory_named
 from cad.progress import progress
 from cad.seeding import generator
 

@@ -10,8 +10,9 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 
 from cad.config import ModelPaths, PriorSettings, RefineSettings
 from cad.config.kinds import is_plugin
+from cad.memory import memory_named
 from cad.prior.ddim import in_precision
-from cad.prior.weights import load_network, memory_named
+from cad.prior.weights import load_network
 from cad.seeding import generator
 
 CALLS = 3  # timed; one before them warms up

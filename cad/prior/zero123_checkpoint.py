@@ -28,6 +28,13 @@ from cad.prior.zero123 import POSE, CCProjection
 
 PARTS = ("unet", "vae", "image_encoder")
 REMEDY = "take another file, or a published conversion (`cad weights list`)"
+UNET, AVERAGE = "model.diffusion_model.", "model_ema."
+# Before its version 1.5 Lightning keyed the states of callbacks by their class, which a pickle names.
+CALLBACK = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+
+
+class Inert:
+    """Stands in for the one class that an original checkpoint names; nothing is called and nothing of it is kept."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Architecture:
     image_encoder: dict[str, Any]
 
 
-PUBLISHED = Architecture(  # FACTS section 4; Stable Diffusion's VAE; CLIP ViT-L/14
+PUBLISHED = Architecture(  # the UNet of the authors' configuration; Stable Diffusion's VAE; CLIP ViT-L/14
     unet={
         "sample_size": 32,
         "in_channels": 8,
@@ -76,15 +83,16 @@ PUBLISHED = Architecture(  # FACTS section 4; Stable Diffusion's VAE; CLIP ViT-L
 def convert(file: Path, out: Path, architecture: Architecture) -> None:
     """Write the original checkpoint `file` as the folder `out` that `Zero123.load` reads; nothing of it is executed.
 
-    The live weights are taken, not their running average: the original samples with them (FACTS section 4). Raises
-    UserError for code in the pickle, a damaged file, another architecture, or an `out` that is there already.
+    The UNet is the running average of its weights where the file has one: the authors train with it, and their demo
+    samples inside `ema_scope`. Raises UserError for code in the pickle, a damaged file, another architecture, or an
+    `out` that is there already.
     """
     if out.exists():
         raise UserError(f"{out}: is there already; name another folder or remove it")
     state = read_checkpoint(file)
     networks = build(architecture)
     tensors = {
-        "unet": collect(file, state, "model.diffusion_model.", networks["unet"], unet_sources(networks["unet"])),
+        "unet": collect(file, sampled(file, state), UNET, networks["unet"], unet_sources(networks["unet"])),
         "vae": collect(file, state, "first_stage_model.", networks["vae"], vae_sources(networks["vae"])),
         "image_encoder": collect(
             file, state, "cond_stage_model.model.visual.", networks["image_encoder"],
@@ -118,7 +126,8 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
     if zipped and not zipfile.is_zipfile(file):
         raise UserError(f"{file}: is truncated; download it again")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+        with torch.serialization.safe_globals([(Inert, CALLBACK)]):
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as fault:
         said = str(fault)
         if "global" in said.lower():
@@ -129,6 +138,19 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{file}: holds no state_dict of tensors; {REMEDY}")
     return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def sampled(file: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with the UNet's running average in the place of its live weights, where there is an average.
+
+    It is kept under the live names without `model.` and dots. UserError where it lacks a tensor.
+    """
+    live = {name: AVERAGE + name.removeprefix("model.").replace(".", "") for name in state if name.startswith(UNET)}
+    if not any(name.startswith(f"{AVERAGE}diffusion_model") for name in state):
+        return state
+    if missing := [average for average in live.values() if average not in state]:
+        raise UserError(f"{file}: its running average is not whole, {missing[0]} is missing; {REMEDY}")
+    return state | {name: state[average] for name, average in live.items()}
 
 
 def build(architecture: Architecture) -> dict[str, Any]:
@@ -169,7 +191,7 @@ def collect(
 
 
 def schedule() -> DDIMScheduler:
-    """The noise schedule that Zero-1-to-3 was trained with, and DDIM's time steps as its code takes them (FACTS 4)."""
+    """The noise schedule that Zero-1-to-3 was trained with, and DDIM's time steps as its code takes them."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cad.render import fused
+from cad.render.call import Call, Pointers, all_finite, check, expect, spoilt
 from cad.render.reference import UNIFORM_SHARE
 
 
@@ -42,20 +43,20 @@ def render_hierarchical(
     of each ray's chord. Errors, half_side, far and values that are not finite: as in `cad::render`. Differentiable once
     in planes and layers if the depths are kept, never in the rays.
     """
-    call = fused._Call(planes, rays, layers, half_side, far)
+    call = Call(planes, rays, layers, half_side, far)
     _check(planes, rays, coarse, fine)
     outputs = _outputs(rays, layers, coarse, fine, keep_depths)
     kept = coarse.contiguous(), fine.contiguous()
     draws = Draws(*(x.data_ptr() for x in kept), coarse.shape[1], fine.shape[1], 0, UNIFORM_SHARE)
-    call.finite = call.finite and fused._finite(*kept)
+    call.finite = call.finite and all_finite(*kept)
     call.run(
         "cad_render_hierarchical",
         ctypes.byref(draws),
-        fused._Pointers(*outputs[:3], outputs[3] if keep_depths else None),
+        Pointers(*outputs[:3], outputs[3] if keep_depths else None),
     )
     if not call.finite:
         for x in outputs:
-            fused._spoilt(x)
+            spoilt(x)
     return outputs
 
 
@@ -70,7 +71,7 @@ def _(
     far: float,
     keep_depths: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    fused._check(planes, rays, layers)
+    check(planes, rays, layers)
     _check(planes, rays, coarse, fine)
     return _outputs(rays, layers, coarse, fine, keep_depths)
 
@@ -81,14 +82,14 @@ def _check(planes: Tensor, rays: Sequence[Tensor], coarse: Tensor, fine: Tensor)
         raise ValueError(f"depths: {rays[2].shape[2]} of a ray, but one depth is needed, where it enters the box")
     batch, count = rays[3].shape
     for name, positions in (("coarse", coarse), ("fine", fine)):
-        fused._expect(name, positions, (batch, max(1, *positions.shape[1:2]), count), planes)
+        expect(name, positions, (batch, max(1, *positions.shape[1:2]), count), planes)
 
 
 def _outputs(
     rays: Sequence[Tensor], layers: Sequence[Tensor], coarse: Tensor, fine: Tensor, keep_depths: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Room for what `render_hierarchical` returns."""
-    features, opacity, depth, _ = fused._rendered(rays, layers, False)
+    features, opacity, depth, _ = fused.room_for_rendered(rays, layers, False)
     samples = coarse.shape[1] + fine.shape[1]
     return features, opacity, depth, opacity.new_empty((*opacity.shape, samples) if keep_depths else (0,))
 

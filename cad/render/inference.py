@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cad.render import choice, cuda, fused
+from cad.render import call, choice, cuda, fused
 from cad.render.hierarchical import Draws
 from cad.render.reference import UNIFORM_SHARE, Decoder, Rendered, Sampling, chord, strata
 
@@ -85,13 +85,13 @@ def prepare(planes: Tensor, decoder: Decoder) -> Volume:
     shift = max(0, math.ceil(math.log2(planes.shape[-1] / GRID_SIDE)))
     side = math.ceil(planes.shape[-1] / 2**shift)
     bits = torch.zeros(len(planes), math.ceil(side**3 / 32), dtype=torch.int32, device=planes.device)
-    if fused._launcher(planes, layers):
+    if call.launcher_for(planes, layers):
         texels, launcher = _packed_on_gpu(planes, layers)
         for volume, grid in zip(planes, bits, strict=True):
             _occupy_on_gpu(launcher, volume, layers, side, shift, grid)
         return Volume(planes, decoder, Packed(texels, layers, bits, side, shift, True, launcher))
-    texels, finite = fused._packed(planes)
-    finite = finite and fused._finite(*layers)
+    texels, finite = call.pack(planes)
+    finite = finite and call.all_finite(*layers)
     if finite:
         for volume, grid in zip(planes, bits, strict=True):
             _occupy(volume, layers, side, shift, grid)
@@ -123,23 +123,23 @@ def render_rays(
     features = origins.new_empty(*shape, outputs - 1)
     opacity, depth = origins.new_empty(shape), origins.new_empty(shape)
     rendered = Rendered(features, opacity[..., None], depth[..., None])
-    if not packed.finite or not fused._finite(*kept):
-        return Rendered(*(fused._spoilt(x) for x in rendered))
+    if not packed.finite or not call.all_finite(*kept):
+        return Rendered(*(call.spoilt(x) for x in rendered))
     _, _, height, width, _ = packed.texels.shape
     channels, hidden = volume.planes.shape[2], packed.layers[0].shape[0]
     count = shape.numel() // max(batch, 1)
-    sizes = fused._Sizes(batch, count, 1, channels, height, width, hidden, outputs, sampling.half_side, sampling.far)
+    sizes = call.Sizes(batch, count, 1, channels, height, width, hidden, outputs, sampling.half_side, sampling.far)
     coarse, fine = (x.data_ptr() for x in kept[:2])
     alike = jitter is None
     grid = _Grid(packed.bits.data_ptr(), packed.bits.shape[1], packed.side, packed.shift, EMPTY)
-    fused._loaded().cad_render_volume(
+    call.cpu_library().cad_render_volume(
         ctypes.byref(sizes),
         ctypes.c_void_p(packed.texels.data_ptr()),
-        fused._Pointers(*kept[2:]).array,
-        fused._Pointers(*packed.layers).array,
+        call.Pointers(*kept[2:]).array,
+        call.Pointers(*packed.layers).array,
         ctypes.byref(Draws(coarse, fine, sampling.coarse, sampling.fine, alike, UNIFORM_SHARE)),
         ctypes.byref(grid),
-        fused._Pointers(features, opacity, depth, None).array,
+        call.Pointers(features, opacity, depth, None).array,
     )
     return rendered
 
@@ -159,7 +159,7 @@ def _occupy(planes: Tensor, layers: tuple[Tensor, ...], side: int, shift: int, b
     field[:, -1] = field[:, -2]
     weights = out[0, order].contiguous()
     given = _Field(room.data_ptr(), weights.data_ptr(), size, pitch, units, int((out[0] > 0).sum()), float(offset[0]))
-    fused._loaded().cad_occupancy(
+    call.cpu_library().cad_occupancy(
         ctypes.byref(given),
         ctypes.c_float(DENSE),
         ctypes.c_int64(shift),
@@ -172,9 +172,9 @@ def _packed_on_gpu(planes: Tensor, layers: tuple[Tensor, ...]) -> tuple[Tensor, 
     """Texels [B, 3, N, N, padded C], and the launcher that has found out whether all values are finite."""
     like = layers[0]
     no_rays = [like.new_empty(len(planes), 0, *last) for last in ((3,), (3,), (1,), ())]
-    call = fused._Call(planes, no_rays, layers, 1.0, 0.0)
-    assert call.launcher is not None
-    return call.packed, call.launcher
+    made = call.Call(planes, no_rays, layers, 1.0, 0.0)
+    assert made.launcher is not None
+    return made.packed, made.launcher
 
 
 def _occupy_on_gpu(
@@ -189,9 +189,9 @@ def _occupy_on_gpu(
     units = made.float().contiguous()
     launcher.run(
         "cad_occupancy",
-        fused._Sizes(1, 0, 1, channels, height, width, len(hidden), len(out), 1.0, 0.0),
+        call.Sizes(1, 0, 1, channels, height, width, len(hidden), len(out), 1.0, 0.0),
         ctypes.c_void_p(units.data_ptr()),
-        fused._Pointers(*layers).array,
+        call.Pointers(*layers).array,
         ctypes.c_float(DENSE),
         ctypes.c_int64(shift),
         ctypes.c_int64(side),
@@ -215,27 +215,27 @@ def _rendered_on_gpu(
     outputs, hidden = packed.layers[2].shape
     chords = chord(origins, directions, sampling)
     enter, leave = (x.reshape(batch, count, 1) for x in chords)
-    layers, texels = fused._Pointers(*packed.layers), ctypes.c_void_p(packed.texels.data_ptr())
+    layers, texels = call.Pointers(*packed.layers), ctypes.c_void_p(packed.texels.data_ptr())
     grid = _Grid(packed.bits.data_ptr(), packed.bits.shape[1], packed.side, packed.shift, EMPTY)
 
     def drawn(samples: int) -> Tensor:
         return strata(chords[0], samples, jitter).transpose(1, 2).reshape(batch, count, samples).contiguous()
 
-    def call(name: str, positions: Tensor, *arguments: Any) -> None:
+    def launch(name: str, positions: Tensor, *arguments: Any) -> None:
         depths = torch.minimum(torch.lerp(enter, leave, positions), leave)
-        rays = fused._Pointers(*(x.contiguous() for x in (origins, directions, depths, leave)))
-        sizes = fused._Sizes(batch, count, positions.shape[2], channels, height, width, hidden, outputs)
+        rays = call.Pointers(*(x.contiguous() for x in (origins, directions, depths, leave)))
+        sizes = call.Sizes(batch, count, positions.shape[2], channels, height, width, hidden, outputs)
         sizes.half_side, sizes.far = sampling.half_side, sampling.far
         launcher.run(name, sizes, texels, rays.array, layers.array, *arguments, ctypes.byref(grid))
 
     positions = drawn(sampling.coarse)
     if sampling.fine:
         coarse, fine = positions, drawn(sampling.fine)
-        positions = fused._union(coarse, fine)
-        given = fused._Pointers(coarse, fine, positions)
+        positions = fused.room_for_union(coarse, fine)
+        given = call.Pointers(coarse, fine, positions)
         share = ctypes.c_float(UNIFORM_SHARE)
-        call("cad_refine_volume", coarse, given.array, ctypes.c_int64(sampling.fine), share)
+        launch("cad_refine_volume", coarse, given.array, ctypes.c_int64(sampling.fine), share)
     features = origins.new_empty(*shape, outputs - 1)
     opacity, depth = origins.new_empty(shape), origins.new_empty(shape)
-    call("cad_render_volume", positions, fused._Pointers(features, opacity, depth, None).array)
+    launch("cad_render_volume", positions, call.Pointers(features, opacity, depth, None).array)
     return Rendered(features, opacity[..., None], depth[..., None])

@@ -10,8 +10,11 @@ TABLE1 = {
 }
 SCORERS = ("ViT-L/14", "ViT-B/32")
 
-# Which of our scorers are the paper's: (kind, model, pretrained) -> the paper's name. Any other has its own column.
+# Which of our scorers are the paper's: (kind, model without its commit, pretrained) -> the paper's name. Any other has
+# its own column.
 SAME_SCORER = {
+    ("open_clip", "timm/vit_large_patch14_clip_224.openai", None): "ViT-L/14",
+    ("open_clip", "timm/vit_base_patch32_clip_224.openai", None): "ViT-B/32",
     ("open_clip", "ViT-L-14-quickgelu", "openai"): "ViT-L/14",
     ("open_clip", "ViT-B-32-quickgelu", "openai"): "ViT-B/32",
     ("transformers", "openai/clip-vit-large-patch14", None): "ViT-L/14",

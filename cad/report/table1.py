@@ -164,7 +164,7 @@ def measured_lines(
 
 def column_name(name: str, part: dict[str, Any], scorers: dict[str, str]) -> str:
     """The column of a scorer: the paper's where the weights are the paper's, otherwise its own; never a shared one."""
-    same = paper.SAME_SCORER.get((part["kind"], part["model"], part["pretrained"]))
+    same = paper.SAME_SCORER.get((part["kind"], part["model"].partition("@")[0], part["pretrained"]))
     if same is not None:
         return f"{same} (OpenAI)"
     if scorers.get(name, part["weights"]) != part["weights"]:  # one name for two sets of weights

@@ -182,7 +182,7 @@ def save_towers(model: CLIPModel, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     model.config.architectures, model.config.dtype = [type(model).__name__], model.dtype  # as save_pretrained does
     model.config.save_pretrained(out)
-    places = {}
+    places: dict[str, str] = {}
     for k, tensors in enumerate(shards, 1):
         name = f"model-{k:05}-of-{len(shards):05}.safetensors"
         save_file(tensors, out / name, metadata={"format": "pt"})

@@ -1,7 +1,8 @@
 """How well elevations are estimated, on held-out instances whose polar angle is known: `cad toyworld elevation`.
 
-Twice: with the neighbours that the procedural renderer draws, which tells what the matcher can reach, and with
-Zero-1-to-3's, which is what a photograph gets. Beside them stands the answer that looks at nothing.
+By points and by silhouettes, each twice: with the views that the procedural renderer draws, which tells what the
+estimator can reach, and with Zero-1-to-3's, which is what a photograph gets. Beside them stands the answer that looks
+at nothing.
 """
 
 import math
@@ -17,9 +18,8 @@ from cad.camera import Poses
 from cad.config import CameraSettings, Params
 from cad.context import prepare_device
 from cad.errors import UserError
-from cad.inputs.elevation import draw_neighbours, estimate_from_views
-from cad.inputs.matching import load_matcher
-from cad.inputs.polar import Estimate, neighbour_offsets
+from cad.inputs.elevation import ESTIMATORS, Draw, draw_views
+from cad.inputs.polar import Estimate
 from cad.prior.zero123 import Zero123
 from cad.progress import progress
 from cad.report.markup import markdown_table
@@ -28,7 +28,7 @@ from cad.toyworld.settings import ToyworldSettings
 from cad.toyworld.world import Instance, families, render_views
 
 NEAR_DEG = 10.0  # an error up to this counts as found
-TRUE, DRAWN, BLIND = "true neighbours", "Zero-1-to-3's neighbours", "the middle of the range, always"
+TRUE, DRAWN, BLIND = "true views", "Zero-1-to-3's views", "the middle of the range, always"
 
 
 class Summary(NamedTuple):
@@ -58,19 +58,16 @@ def measure(
         raise UserError(f"{asked} is more than data.held_out_instances = {count}; lower it")
     device = prepare_device(params.runtime.device, params.runtime.threads)
     model = Zero123.load(weights / "zero123", device, torch.float32)
-    matcher = load_matcher(params.elevation, device)
-    chosen, turn = list(subjects(settings)), params.elevation.turn_deg
+    estimators = {score: load(params.elevation, settings.camera, device) for score, load in ESTIMATORS.items()}
+    chosen = list(subjects(settings))
     truth = np.array([math.degrees(float(pose.polar[0])) for _, pose in chosen])
-    found: dict[str, list[Estimate]] = {TRUE: [], DRAWN: []}
+    found: dict[str, list[Estimate]] = {f"{score}, {views}": [] for score in estimators for views in (TRUE, DRAWN)}
     with progress(len(chosen), "elevations", 0) as bar:
         for item, pose in chosen:
-            true = true_views(item, pose, turn, settings.camera, model.resolution)
-            streams = [
-                (settings.seed, f"{item.family}-{item.seed}", "elevation", k) for k in range(params.elevation.draws)
-            ]
-            drawn = [draw_neighbours(model, true[0], turn, stream, params.prior, device) for stream in streams]
-            for way, seen in ((TRUE, [true[1:]]), (DRAWN, drawn)):
-                found[way].append(estimate_from_views(seen, matcher, params.elevation, settings.camera))
+            picture, ways = ways_to_draw(item, pose, model, settings, params, device)
+            for score, estimate in estimators.items():
+                for views, draw in ways.items():
+                    found[f"{score}, {views}"].append(estimate(picture, draw))
             bar.advance(1)
     low, high = settings.data.reference_polar_deg
     answers = {way: [estimate.polar_deg for estimate in each] for way, each in found.items()}
@@ -90,9 +87,32 @@ def subjects(settings: ToyworldSettings) -> Iterator[tuple[Instance, Poses]]:
             yield item, Poses(azimuth=poses.azimuth[:1], polar=poses.polar[:1])
 
 
-def true_views(item: Instance, pose: Poses, turn_deg: float, camera: CameraSettings, resolution: int) -> np.ndarray:
-    """The reference and its four neighbours as they are, uint8 [5, H, W, 3]."""
-    offsets = torch.cat([torch.zeros(1, 2, dtype=torch.float64), neighbour_offsets(turn_deg)])
+def ways_to_draw(
+    item: Instance,
+    pose: Poses,
+    model: Zero123,
+    settings: ToyworldSettings,
+    params: Params,
+    device: torch.device,
+) -> tuple[np.ndarray, dict[str, Draw]]:
+    """The reference, uint8 [H, W, 3], and who draws views of it: the renderer, once, or Zero-1-to-3."""
+    own = torch.zeros(1, 2, dtype=torch.float64)
+    picture = true_views(item, pose, own, settings.camera, model.resolution)[0]
+    streams = [(settings.seed, f"{item.family}-{item.seed}", "elevation", k) for k in range(params.elevation.draws)]
+
+    def true(offsets: torch.Tensor) -> list[np.ndarray]:
+        return [true_views(item, pose, offsets, settings.camera, model.resolution)]
+
+    def drawn(offsets: torch.Tensor) -> list[np.ndarray]:
+        return [draw_views(model, picture, offsets, stream, params.prior, device) for stream in streams]
+
+    return picture, {TRUE: true, DRAWN: drawn}
+
+
+def true_views(
+    item: Instance, pose: Poses, offsets: torch.Tensor, camera: CameraSettings, resolution: int
+) -> np.ndarray:
+    """Views as they are, uint8 [n, H, W, 3], at offsets (d_polar, d_azimuth) [n, 2] in radians from a pose."""
     poses = Poses(azimuth=pose.azimuth + offsets[:, 1], polar=pose.polar + offsets[:, 0])
     return render_views(item, poses, camera, resolution).images
 
@@ -118,11 +138,13 @@ def markdown(rows: Sequence[Summary], settings: ToyworldSettings, params: Params
     heads = ["estimated from", "median error, deg", "mean error, deg", f"within {NEAR_DEG:g} deg", "undetermined"]
     text = (
         f"Written by `cad toyworld elevation`: {settings.elevation.instances} held-out instances of each of "
-        f"{len(families())} families, references at polar angles of {low:g} to {high:g} deg; One-2-3-45's estimator "
-        f"with the matcher `{chosen.matcher}` at {settings.data.resolution} px. Zero-1-to-3 draws the four neighbours, "
-        f"{chosen.turn_deg:g} deg away, {chosen.draws} times ({prior.steps} steps, guidance {prior.guidance:g}). "
-        "Errors are of what is determined; an undetermined angle is not within any error. The last row answers without "
-        "looking."
+        f"{len(families())} families, references at polar angles of {low:g} to {high:g} deg, "
+        f"{settings.data.resolution} px. `points` is One-2-3-45's estimator with the matcher `{chosen.matcher}` on "
+        f"four neighbours {chosen.turn_deg:g} deg away; `silhouettes` is ours, on the picture and "
+        f"{len(chosen.ring_deg)} views all around the object at the picture's own polar angle. The profile uses "
+        f"`{chosen.score}`. Zero-1-to-3 draws every view {chosen.draws} times ({prior.steps} steps, guidance "
+        f"{prior.guidance:g}). Errors are of what is determined; an undetermined angle is not within any error. The "
+        "last row answers without looking, but knows the range of the references."
     )
     table = markdown_table(heads, lines, 1)
     return f"# Elevation from one picture, on toyworld\n\n{text}\n\n{table}\nWeights: zero123 `{weights[:12]}`.\n"

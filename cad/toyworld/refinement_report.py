@@ -121,8 +121,9 @@ def markdown(
             markdown_table(heads, lines, 1),
             "## Generated objects",
             "",
-            "LPIPS between seeds of the generator at equal pose, of entries that differ in the strength of their "
-            "refinement alone, and between the refined samples that each was trained on.",
+            "LPIPS between seeds of the generator at equal pose, of entries that differ in their refinement alone (by "
+            "the refiner without control unless the name says `controlnet`), and between the refined samples that each "
+            "was trained on.",
             "",
             markdown_table(["entry", "strength", "3D branch", "2D branch", "refined"], map(_object, objects), 1),
             f"Weights: {weights}.",

@@ -5,12 +5,13 @@ gets the same bytes or an error. The hub's client resumes what was cut off and k
 `from_pretrained` finds them.
 """
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from cad.artifacts.files import digest, full_disk_named, read_json, write_json
@@ -18,7 +19,6 @@ from cad.artifacts.tensors import open_tensors
 from cad.errors import UserError
 from cad.weights.table import Model
 
-LOCK = Path("experiments/weights.lock.json")
 SCHEMA = 1
 SAFE = (".safetensors", ".json", ".txt", ".model")
 SPARE = 0.5e9  # bytes that a download leaves free
@@ -35,8 +35,18 @@ class Remote:
 def fetch(model: Model, folder: Path | None, lock: Path, say: Callable[[str], None]) -> Path:
     """Download a model into the hub's cache, or into `folder`, check every digest, and record them in `lock`.
 
-    Returns where it lies. Raises UserError without network, disk space or an accepted licence, for a model that no hub
-    holds, for pickles where tensors are expected, and for files other than the recorded ones.
+    Returns where it lies. Raises UserError as `download`, and for files other than the recorded ones.
+    """
+    place, commit, found = download(model, folder, say)
+    _record(model, commit, found, lock)
+    return place
+
+
+def download(model: Model, folder: Path | None, say: Callable[[str], None]) -> tuple[Path, str, dict[str, Any]]:
+    """Download a model and check every digest: where it lies, its commit, and size and SHA-256 of each file.
+
+    Raises UserError without network, disk space or an accepted licence, for a model that no hub holds, and for pickles
+    where tensors are expected.
     """
     if not model.repo:
         raise UserError(f"{model.name}: is on no hub; {by_hand(model)}")
@@ -58,12 +68,16 @@ def fetch(model: Model, folder: Path | None, lock: Path, say: Callable[[str], No
         found[name] = {"size": (place / name).stat().st_size, "sha256": digest(place / name)}
         if found[name]["size"] != size or sha256 not in (None, found[name]["sha256"]):
             raise UserError(f"{place / name}: is not what the hub describes; remove it and fetch {model.name} again")
-    _record(model, remote.commit, found, lock)
-    return place
+    return place, remote.commit, found
+
+
+def source(model: Model, lock: Path) -> str:
+    """What a setting says of a fetched model: its repository at the recorded commit, also where a branch was asked."""
+    return f"{model.repo}@{_read_lock(lock)[model.name]['commit']}"
 
 
 def ask(model: Model) -> Remote:
-    """The commit behind a model's revision and its wanted files; UserError where only pickles match."""
+    """The commit behind a model's revision and its wanted files; UserError where a network's are no safetensors."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
@@ -77,9 +91,12 @@ def ask(model: Model) -> Remote:
         for e in allowed
         if any(fnmatch(e.path, pattern) for pattern in model.files)
     }
-    if not model.pickle and not any(name.endswith(".safetensors") for name in files):
+    networks = {PurePath(name).parent for name in files if PurePath(name).name == "config.json"}
+    stored = {PurePath(name).parent for name in files if name.endswith(".safetensors")}
+    if not model.pickle and (not stored or networks - stored):
+        where = min((f" in {part}" for part in networks - stored), default="")
         raise UserError(
-            f"{model.name}: {model.repo}@{commit} holds no safetensors of the wanted names, and pickles are not "
+            f"{model.name}: {model.repo}@{commit} holds no safetensors of the wanted names{where}, and pickles are not "
             "fetched; take another entry of `cad weights list`"
         )
     return Remote(str(commit), files)
@@ -88,8 +105,15 @@ def ask(model: Model) -> Remote:
 def verify(model: Model, folder: Path | None, lock: Path) -> tuple[str, str]:
     """State and place of a model: "ok", "absent" or "not recorded"; UserError names the first damaged file.
 
-    Looks into `folder`, or into the hub's cache; reads every byte.
+    Looks into `folder`, or into the hub's cache; reads every byte. What is on no hub is one file at its place, whose
+    digest is in the registry; where none is published there, its state is "here, unchecked".
     """
+    if not model.repo:
+        path = folder / model.files[0] if folder is not None else Path(model.place).expanduser()
+        if not path.is_file():
+            return "absent", ""
+        check_md5(model, path)
+        return "ok" if model.md5 else "here, unchecked", str(path)
     recorded = _read_lock(lock).get(model.name)
     if recorded is None:
         return "not recorded", ""
@@ -116,6 +140,13 @@ def verify(model: Model, folder: Path | None, lock: Path) -> tuple[str, str]:
     if len(absent) < len(recorded["files"]):
         raise UserError(f"{model.name}: {absent[0]} is missing; run `cad weights fetch {model.name}`")
     return "absent", ""
+
+
+def check_md5(model: Model, path: Path) -> None:
+    """Refuse a file that is not the one which the registry names; one without a published digest passes."""
+    with path.open("rb") as opened:
+        if model.md5 and hashlib.file_digest(opened, "md5").hexdigest() != model.md5:
+            raise UserError(f"{path}: is damaged or another file; remove it and {by_hand(model)}")
 
 
 def by_hand(model: Model) -> str:

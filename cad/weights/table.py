@@ -1,8 +1,8 @@
 """Every published network, as data: id, pinned revision, licence, size, purpose, and the setting that names it.
 
-Revisions are commits that public code pins or has in its caches. A revision that is no 40 digits is a branch or a
-short commit: fetching records the commit that it stood for in the lock file. Sizes are of the files that are
-fetched, rounded; most follow from the parameter counts.
+Revisions are commits that public code pins or has in its caches. A revision that is no 40 digits is a branch, for no
+commit of the repository is known here: fetching records the one that it stood for in the lock file, and says what the
+setting is to name. Sizes are of the files that are fetched, rounded; most follow from the parameter counts.
 """
 
 from dataclasses import dataclass
@@ -58,7 +58,11 @@ MODELS = (
     Model(
         "zero123-xl", "bennyguo/zero123-xl-diffusers", "ae385edfaf74c677408f96bd04b513483bd326ac",
         "the original's (MIT code); the conversion names none", 2.5, "samples views (Sec. 3.3)", "models.zero123",
-        _parts(*_ZERO123, "clip_camera_projection", variant="fp16"),
+        (
+            *_parts("unet", variant="fp16_ema"),
+            *_parts("vae", "image_encoder", "feature_extractor", "scheduler", "clip_camera_projection", variant="fp16"),
+        ),
+        note="the UNet's running average, which the authors' demo samples with",
     ),
     Model(
         "zero123-xl-ashawkey", "ashawkey/zero123-xl-diffusers", "10e9e8e75adaa3bf77f5ac9c381419016fed68c7",
@@ -101,8 +105,9 @@ MODELS = (
         ("config.json", "diffusion_pytorch_model.safetensors"),
     ),
     Model(
-        "dpt-large", "Intel/dpt-large", "bc15f29", "Apache-2.0", 1.4, "depth for the ControlNet", "models.depth",
-        (JSON, "model.safetensors"), note="the commit that transformers' own depth pipeline names, in short",
+        "dpt-large", "Intel/dpt-large", "bc15f29aa3a80d532f2ed650b5e16ac48d8958f9", "Apache-2.0", 1.4,
+        "depth for the ControlNet", "models.depth", (JSON, "model.safetensors"),
+        note="the commit that transformers' own depth pipeline names",
     ),
     Model(
         "dpt-hybrid-midas", "Intel/dpt-hybrid-midas", "11eaf7a1cf4bd70740697dbc216f98980c0aeb03", "Apache-2.0", 0.5,

@@ -1,6 +1,10 @@
+import dataclasses
+import hashlib
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from cad.artifacts import PriorCache, PriorCacheWriter, digest, read_json, read_parquet, write_json, write_parquet
+from cad.artifacts.cache import store_shard
 from cad.camera import Poses, sphere_poses
 from cad.errors import UserError
 
@@ -100,6 +105,34 @@ def test_done_shards_are_skipped_damaged_and_foreign_ones_are_not(tmp_path):
     made.write_shard(0, images[:2])
     with pytest.raises(ValueError, match=r"\[1, 2\]"):
         made.finish()
+
+
+def test_a_shards_digest_is_of_what_was_written_whatever_lies_there_by_now(tmp_path, monkeypatch):
+    images, replace = pixels(2), os.replace
+
+    def other_then(source, target):
+        replace(source, target)
+        Path(target).write_bytes(b"another writer's")
+
+    store_shard(tmp_path / "alone", 0, images)
+    monkeypatch.setattr(os, "replace", other_then)
+    found = store_shard(tmp_path / "raced", 0, images)
+    assert found == hashlib.sha256((tmp_path / "alone" / "images-00000.safetensors").read_bytes()).hexdigest()
+
+
+def test_progress_is_as_short_for_many_poses_as_for_few(tmp_path):
+    for count in (4, 20_000):
+        writer(tmp_path / str(count), count, shard_poses=count // 2).take_shard(0, "0" * 64)
+    few, many = ((tmp_path / name / "cache.partial.json").stat().st_size for name in ("4", "20000"))
+    assert few == many < 400
+
+
+@pytest.mark.parametrize("column", ["azimuth", "polar"])
+def test_shards_of_other_poses_are_done_again(tmp_path, column):
+    writer(tmp_path).write_shard(0, pixels(2))
+    moved = dataclasses.replace(poses(5), **{column: getattr(poses(5), column) + 1e-9})
+    other = PriorCacheWriter(tmp_path, moved, [10, 13, 16, 19, 22], 2, 4, 2)
+    assert (writer(tmp_path).missing_shards(), other.missing_shards()) == ([1, 2], [0, 1, 2])
 
 
 def test_a_finished_cache_has_nothing_missing(tmp_path):

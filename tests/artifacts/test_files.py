@@ -1,6 +1,7 @@
 import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,23 @@ def test_a_killed_write_leaves_the_old_content(tmp_path, kills):
     assert path.read_bytes() == b"old"
     assert not kills.before_rename(2, lambda: write_atomic(path, b"new"))
     assert path.read_bytes() == b"new"
+    left = [p.name for p in tmp_path.iterdir() if p.name != "file"]
+    assert len(left) == 1
+    assert left[0].endswith(".tmp"), "the killed write's rest shows by its name that it is one"
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
+    """The second one writes all of it while the first one is between its write and its rename."""
+    replace = os.replace
+
+    def late(source, target):
+        monkeypatch.setattr(os, "replace", replace)
+        write_atomic(tmp_path / "file", b"second")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    write_atomic(tmp_path / "file", b"first")
+    assert (tmp_path / "file").read_bytes() == b"first"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 

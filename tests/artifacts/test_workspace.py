@@ -57,6 +57,23 @@ def test_a_failed_stage_resumes_in_the_same_folder_and_another_configuration_doe
         assert (again / "shard").read_text() == "kept"
 
 
+def test_rests_of_killed_writes_are_gone_before_the_stage_goes_on():
+    """Each has a name of its own: they would add up, and a checkpoint is large."""
+
+    def killed() -> None:
+        with workspace(OUT, IDENTITY) as work:
+            (work / "shard").write_text("kept")
+            (work / "deep").mkdir()
+            for name in ("model.safetensors.17-ab.tmp", "deep/model.safetensors.18-cd.tmp"):
+                (work / name).write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        killed()
+    with workspace(OUT, IDENTITY) as work:
+        assert sorted(path.name for path in work.rglob("*")) == ["deep", "shard"]
+
+
 def test_a_refused_input_leaves_nothing_but_a_note_of_it_which_the_next_run_clears():
     def refuse(out: Path, identity: dict) -> None:
         with pytest.raises(UserError, match="tiny"), workspace(out, identity):

@@ -138,6 +138,7 @@ FAMILIES = {
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_refiner_without_its_section_its_models_or_its_weights(project: Any, cad: Any, kind: str) -> None:
     project.give_decisions()
+    project.change({"refine.controlnet_depth": None, "models.controlnet": None})
     section, model = kind.replace("-", "_"), FAMILIES[kind][1]
     for changes, said in (
         ({"refine": {"enabled": True, "kind": kind}}, f"refine: kind is {kind}, but {section} is null"),
@@ -181,8 +182,8 @@ def test_missing_weights(project: Any, cad: Any) -> None:
     said = "data/weights/zero123: no such folder of weights; run `dvc pull data.dvc`"
     refused(cad("prior", "sample", "robot"), said, project, "runs/robot/prior")
     project.give_cache("prior")
-    (project.give_weights("clip") / "model.safetensors").unlink()
-    said = "data/weights/clip: cannot be loaded from safetensors (OSError"
+    (project.give_weights("clip") / "model-00001-of-00003.safetensors").unlink()
+    said = "data/weights/clip: cannot be loaded from safetensors (FileNotFoundError"
     refused(cad("prior", "prune", "robot"), said, project, "runs/robot/prune")
     shutil.rmtree(project / "data/weights/clip")
     project.give_decisions()
@@ -194,7 +195,7 @@ def test_missing_weights(project: Any, cad: Any) -> None:
 def test_truncated_weights(project: Any, cad: Any) -> None:
     project.give_input()
     project.give_cache("prior")
-    truncate(project.give_weights("clip") / "model.safetensors")
+    truncate(project.give_weights("clip") / "model-00001-of-00003.safetensors")
     said = "data/weights/clip: cannot be loaded from safetensors (SafetensorError"
     refused(cad("prior", "prune", "robot"), said, project, "runs/robot/prune")
 

@@ -53,6 +53,14 @@ def test_a_users_fault_is_one_line_and_code_2(tmp_path: Path, arguments: tuple[s
     assert list(tmp_path.iterdir()) == []
 
 
+def test_no_command_is_there_twice() -> None:
+    groups = [cli.app, *(group.typer_instance for group in cli.app.registered_groups)]
+    for group in groups:
+        assert group is not None
+        names = [str(each.name or each.callback.__name__) for each in group.registered_commands if each.callback]
+        assert sorted(set(names)) == sorted(names)
+
+
 def test_an_unknown_command_is_code_2() -> None:
     assert cad("prior", "smaple", "robot").returncode == 2
 

@@ -66,10 +66,10 @@ def test_places_are_an_eighth_of_the_orbit_apart() -> None:
     assert chosen_places(2) == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
-def test_input_scores_and_videos_are_copies(packed: Path, finished: Runs) -> None:
+def test_input_scores_and_video_are_copies(packed: Path, finished: Runs) -> None:
     assert digest(packed / "metrics.json") == digest(finished["evaluate"] / "metrics.json")
-    assert digest(packed / "videos/3d-seed-0001.mp4") == digest(finished["orbit"] / "3d-seed-0001.mp4")
-    assert len(open_demo(packed).videos) == 4
+    assert digest(packed / "videos/3d-seed-0000.mp4") == digest(finished["orbit"] / "3d-seed-0000.mp4")
+    assert len(open_demo(packed).videos) == 1
     assert open_demo(packed).reference.prompt == "a mug with a broad handle"
 
 
@@ -77,7 +77,6 @@ def test_of_many_seeds_the_first_are_packed(finished: Runs, tmp_path: Path, monk
     monkeypatch.setattr("cad.demo.files.SEEDS", 1)
     pack_run("mug", finished, tmp_path / "mug")
     demo = open_demo(tmp_path / "mug")
-    assert [path.name for path in demo.videos] == ["2d-seed-0000.mp4", "3d-seed-0000.mp4"]
     assert demo.rows == [("3d", 0), ("2d", 0), ("truth", 0)]
 
 
@@ -191,7 +190,7 @@ def test_a_strip_of_another_orbit_is_refused(copied: Runs, tmp_path: Path) -> No
     assert not list(tmp_path.glob("mug*"))
 
 
-@pytest.mark.parametrize("name", ["weights/model.safetensors", "frames.png", "metrics.json", "videos/2d-seed-0000.mp4"])
+@pytest.mark.parametrize("name", ["weights/model.safetensors", "frames.png", "metrics.json", "videos/3d-seed-0000.mp4"])
 @pytest.mark.parametrize("fault", ["missing", "damaged"])
 def test_a_broken_file_is_named_with_the_way_to_get_it_back(packed: Path, name: str, fault: str) -> None:
     path = packed / name

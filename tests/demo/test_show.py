@@ -58,7 +58,7 @@ def test_pack_and_show_round_trip(packed: Path, tmp_path: Path) -> None:
     assert "the digest of every file is right" in said
     assert "float16 copies" in said
     assert "Seeds 2 to 5, which are new: 32 views" in said
-    assert f"Video: {packed / 'videos/2d-seed-0001.mp4'}" in said
+    assert f"Video: {packed / 'videos/3d-seed-0000.mp4'}" in said
     assert f"Look at {tmp_path / 'pictures/mug.png'}" in said
     assert np.asarray(Image.open(tmp_path / "pictures/mug.png")).std() > 10
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["mug.png"]

@@ -6,14 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from huggingface_hub import constants
 from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
 from cad.config import ScorerSettings
 from cad.errors import UserError
 from cad.evaluate.scorers import CLIP_MEAN, CLIP_STD, load_scorer, preprocess, score
+from cad.weights.table import MODELS
 
 CPU = torch.device("cpu")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def settings(kind: str, model: object, pretrained: str | None = None) -> ScorerSettings:
@@ -105,8 +109,8 @@ def test_pickled_weights_are_refused():
         load_scorer("big", settings("open_clip", "ViT-B-32-quickgelu", "weights/ViT-B-32.pt"), CPU)
 
 
-def test_open_clip_from_a_local_folder(tmp_path):
-    """A tiny open_clip model against its own encoders and a plain cosine."""
+def write_open_clip(folder):
+    """A tiny open_clip folder; its configuration says nothing of the activation, which is GELU then."""
     import open_clip
     from safetensors.torch import save_file
 
@@ -118,9 +122,36 @@ def test_open_clip_from_a_local_folder(tmp_path):
     torch.manual_seed(0)
     model = open_clip.model.CLIP(**config).eval()
     cfg = {"mean": list(CLIP_MEAN), "std": list(CLIP_STD)}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": cfg}))
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": cfg}))
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    return model
 
+
+def activations(model):
+    """The classes of the activations of every block of both towers."""
+    return {type(block.mlp.gelu) for tower in (model.visual, model) for block in tower.transformer.resblocks}
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """Folders of the hub's cache as `cad weights fetch` leaves them, by the id: a snapshot, no branch, no network."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def folder(model):
+        repo, _, commit = model.partition("@")
+        place = tmp_path / "hub" / f"models--{repo.replace('/', '--')}" / "snapshots" / commit
+        place.mkdir(parents=True)
+        return place
+
+    return folder
+
+
+def test_open_clip_from_a_local_folder(tmp_path):
+    """A tiny open_clip model against its own encoders and a plain cosine."""
+    import open_clip
+
+    model = write_open_clip(tmp_path)
     scorer = load_scorer("tiny", settings("open_clip", f"local-dir:{tmp_path}"), CPU)
     images = pictures(2, 8)
     found = score(scorer.images(images), scorer.texts(["a toy mug"]))[:, 0]
@@ -132,20 +163,58 @@ def test_open_clip_from_a_local_folder(tmp_path):
 
 
 @pytest.mark.parametrize("entry", ["CLIP ViT-L/14", "CLIP ViT-B/32"])
-def test_the_papers_scorers_are_built_with_openais_activation(entry):
-    """Table 1's two CLIPs at full size, without memory: every block of both towers, under the profile's own names."""
-    import open_clip
-    import yaml
+def test_the_papers_scorers_are_loaded_at_their_commit_with_openais_activation(entry, cached):
+    """Under the profile's own ids, with a small model in their place: nothing is asked of `main` or of the network."""
     from open_clip.transformer import QuickGELU
 
     profile = yaml.safe_load((Path(__file__).parents[2] / "experiments" / "profile" / "paper.yaml").read_text())
     chosen = profile["evaluate"]["scorers"][entry]
-    assert chosen["pretrained"] == "openai"
+    assert chosen["model"] in {model.source for model in MODELS if model.place == "evaluate.scorers"}
+    model = write_open_clip(cached(chosen["model"]))
+    scorer = load_scorer(entry, settings(**chosen), CPU)
+    assert activations(model) == {torch.nn.GELU}
+    assert activations(scorer.model) == {QuickGELU}
+    assert torch.equal(scorer.model.visual.proj, model.visual.proj)
 
-    def activations(name: str) -> set[type]:
+
+def test_the_id_of_other_weights_keeps_its_own_activation(cached):
+    write_open_clip(cached(f"some/clip@{COMMIT}"))
+    assert activations(load_scorer("tiny", settings("open_clip", f"some/clip@{COMMIT}"), CPU).model) == {torch.nn.GELU}
+
+
+@pytest.mark.parametrize("entry", ["ViT-L-14-quickgelu", "ViT-B-32-quickgelu"])
+def test_the_quickgelu_names_are_built_with_it_at_full_size(entry):
+    """Both towers without memory."""
+    import open_clip
+    from open_clip.transformer import QuickGELU
+
+    def built(name):
         with torch.device("meta"):
-            model = open_clip.model.CLIP(**open_clip.get_model_config(name))
-        return {type(block.mlp.gelu) for tower in (model.visual, model) for block in tower.transformer.resblocks}
+            return open_clip.model.CLIP(**open_clip.get_model_config(name))
 
-    assert activations(chosen["model"]) == {QuickGELU}
-    assert activations(chosen["model"].removesuffix("-quickgelu")) == {torch.nn.GELU}
+    assert activations(built(entry)) == {QuickGELU}
+    assert activations(built(entry.removesuffix("-quickgelu"))) == {torch.nn.GELU}
+
+
+@pytest.mark.parametrize("model", ["hf-hub:some/clip", "some/clip", "some/clip@main"])
+def test_an_id_without_a_commit_is_refused(model):
+    with pytest.raises(UserError, match=r"evaluate.scorers.tiny.model: .* names no commit.* `some/clip@` and the 40"):
+        load_scorer("tiny", settings("open_clip", model), CPU)
+
+
+def test_an_id_with_a_tag_is_refused():
+    with pytest.raises(UserError, match=r"pretrained: some/clip@\w+ brings its own weights; set it to null"):
+        load_scorer("tiny", settings("open_clip", f"some/clip@{COMMIT}", "openai"), CPU)
+
+
+@pytest.mark.parametrize("kind", ["transformers", "open_clip"])
+def test_an_id_that_is_not_here_is_one_line(kind, cached):
+    with pytest.raises(UserError, match=rf"^some/clip@{COMMIT}: is not in the local cache") as fault:
+        load_scorer("tiny", settings(kind, f"some/clip@{COMMIT}"), CPU)
+    assert "\n" not in str(fault.value)
+
+
+def test_transformers_reads_an_id_at_its_commit(clip_folder, cached):
+    shutil.copytree(clip_folder, cached(f"some/clip@{COMMIT}"), dirs_exist_ok=True)
+    found = load_scorer("tiny", settings("transformers", f"some/clip@{COMMIT}"), CPU)
+    assert found.weights_digest == hashlib.sha256((clip_folder / "model.safetensors").read_bytes()).hexdigest()

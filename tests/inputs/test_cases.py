@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cad.config import check
+from cad.config.compose import compose
 from cad.errors import UserError
-from cad.inputs.entries import composed_text
 from cad.stages import require_picture
 
 ROOT = Path(__file__).parents[2]
@@ -16,7 +15,7 @@ CASES = {"lego": None, "ficus": None, "running-shoes": "running shoes", "burger"
 
 
 def composed(*objects: str):
-    return check(yaml.safe_load(composed_text(ROOT / "experiments", "mini", list(objects))), "mini")
+    return compose("mini", objects, ROOT / "experiments")
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import numpy as np
@@ -6,14 +7,25 @@ import standins
 import torch
 from PIL import Image
 
+from cad.camera import Poses
 from cad.config import Params
 from cad.config.compose import compose
 from cad.errors import UserError
-from cad.inputs.elevation import draw_neighbours, estimate_from_views, estimate_named, estimate_polar
-from cad.inputs.matching import Matches, PatchMatcher
+from cad.inputs.elevation import (
+    ESTIMATORS,
+    by_silhouettes,
+    draw_views,
+    estimate_from_views,
+    estimate_named,
+    estimate_polar,
+)
+from cad.inputs.matching import Matches
+from cad.inputs.polar import neighbour_offsets
 from cad.prior.pictures import to_network, to_picture
 from cad.prior.zero123 import Zero123
 from cad.seeding import generator
+from cad.toyworld.elevation import true_views
+from cad.toyworld.world import instance
 
 CPU = torch.device("cpu")
 SIDE = standins.RESOLUTION
@@ -47,7 +59,7 @@ def picture() -> np.ndarray:
 def test_neighbours_are_the_models_own(params):
     """The fourth, ten degrees to the right, drawn alone by hand from its own stream."""
     model = Zero123.load(params.models.zero123, CPU, torch.float32)
-    drawn = draw_neighbours(model, picture(), 10.0, (0, "robot", "elevation", 1), params.prior, CPU)
+    drawn = draw_views(model, picture(), neighbour_offsets(10.0), (0, "robot", "elevation", 1), params.prior, CPU)
     assert drawn.shape == (4, SIDE, SIDE, 3)
     turn = np.radians(10)
     pose = torch.tensor([[0.0, np.sin(turn), np.cos(turn), 0.0]], dtype=torch.float32)
@@ -57,8 +69,10 @@ def test_neighbours_are_the_models_own(params):
     assert np.abs(alone[0].astype(int) - drawn[3].astype(int)).max() <= 1
 
 
-def test_an_untrained_models_views_determine_nothing(params):
+@pytest.mark.parametrize("score", ["points", "silhouettes"])
+def test_an_untrained_models_views_determine_nothing(params, score):
     """And say so, the same again."""
+    params = params.model_copy(update={"elevation": params.elevation.model_copy(update={"score": score})})
     found = estimate_polar(picture(), "robot", params, CPU)
     assert found.polar_deg is None
     assert "undetermined" in found.sentence()
@@ -80,18 +94,39 @@ def test_draws_are_matched_among_themselves_alone(params):
     assert all(pair[2] and pair[3] for pair in asked)  # all of these pictures are foreground
 
 
-def test_true_neighbours_of_a_toy_give_its_angle():
+@pytest.mark.parametrize("score", ["points", "silhouettes"])
+@pytest.mark.parametrize("polar", [55.0, 80.0])
+def test_true_views_of_a_toy_give_its_angle(score, polar):
     """The whole estimator but for the diffusion model, with mini's settings."""
-    from cad.camera import Poses
-    from cad.toyworld.elevation import true_views
-    from cad.toyworld.world import instance
-
     mini = compose("mini", ["robot"], EXPERIMENTS)
-    pose = Poses(azimuth=torch.tensor([3.0], dtype=torch.float64), polar=torch.tensor([65.0]).double().deg2rad())
-    views = true_views(instance("car", 51), pose, mini.elevation.turn_deg, mini.camera, 64)
-    found = estimate_from_views([views[1:]], PatchMatcher(mini.elevation), mini.elevation, mini.camera)
+    pose = Poses(azimuth=torch.tensor([3.0], dtype=torch.float64), polar=torch.tensor([polar]).double().deg2rad())
+
+    def draw(offsets):
+        return [true_views(instance("car", 51), pose, offsets, mini.camera, 64)]
+
+    found = ESTIMATORS[score](mini.elevation, mini.camera, CPU)(draw(torch.zeros(1, 2).double())[0][0], draw)
     assert found.polar_deg is not None
-    assert abs(found.polar_deg - 65) <= 10
+    assert abs(found.polar_deg - polar) <= 7
+
+
+def test_draws_vote_on_silhouettes_and_the_picture_is_its_own(params):
+    """One draw of three is wrong everywhere: the two others outvote it. The ring's first view is the picture."""
+    asked = []
+    scene, azimuth = instance("car", 51), torch.tensor([3.0], dtype=torch.float64)
+    pose = Poses(azimuth=azimuth, polar=torch.tensor([1.1], dtype=torch.float64))
+
+    def draw(offsets):
+        asked.append(offsets)
+        true = true_views(scene, pose, offsets, params.camera, 64)
+        return [true, np.full_like(true, 0), true]
+
+    own = true_views(scene, pose, torch.zeros(1, 2).double(), params.camera, 64)[0]
+    found = by_silhouettes(params.elevation, params.camera, CPU)(own, draw)
+    assert found.polar_deg is not None
+    assert abs(found.polar_deg - math.degrees(1.1)) <= 7
+    assert f"by {1 + len(params.elevation.ring_deg)} silhouettes" in found.sentence()
+    np.testing.assert_allclose(asked[0][:, 1].rad2deg(), params.elevation.ring_deg)
+    assert not asked[0][:, 0].any()
 
 
 def test_objects_and_pictures_are_found_by_name(params, tmp_path):

@@ -15,6 +15,7 @@ SETTINGS = ElevationSettings(
     matcher="patches", loftr=None, turn_deg=10.0, draws=1, white_threshold=240, patch_px=7, window=0.2,
     min_texture=0.01, min_correlation=0.8, max_return_px=1.0, join=0.004, outlier=0.03, min_tracks=30, max_error=0.01,
     min_contrast=0.05,
+    score="points", ring_deg=[120.0, -120.0], hull_cells=32, max_uncovered=0.1, min_gap=0.02,
 )  # fmt: skip
 SIDE = 48
 WAVES = np.random.default_rng(0).uniform(-0.6, 0.6, (12, 2))  # radians a pixel

@@ -14,9 +14,9 @@ from PIL import Image
 
 from cad.artifacts import digest
 from cad.config import TABLES, check, load
+from cad.config.compose import composed_text
 from cad.errors import UserError
 from cad.inputs import objects
-from cad.inputs.entries import composed_text
 from cad.inputs.objects import NewObject, Places, add_object, is_taken_up, name_for
 from cad.inputs.settings import load_settings
 
@@ -29,7 +29,7 @@ def places(tmp_path, monkeypatch) -> Places:
     """A project folder: the committed experiments, and the settings that mini composes."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "experiments", "experiments")
-    Path("params.yaml").write_text(composed_text(Path("experiments"), "mini", ["robot", "car"]))
+    Path("params.yaml").write_text(composed_text("mini", ["robot", "car"], Path("experiments")))
     return Places(Path("data/objects"), Path("experiments/object"), Path("params.yaml"))
 
 
@@ -94,7 +94,7 @@ def test_files_entry_and_tables(places, photo):
 
 def test_the_settings_file_is_to_the_byte_what_hydra_composes(places, photo):
     add_object(order(photo), places, SETTINGS)
-    assert places.params.read_text() == composed_text(Path("experiments"), "mini", ["robot", "car", "chair"])
+    assert places.params.read_text() == composed_text("mini", ["robot", "car", "chair"], Path("experiments"))
     text = Path("experiments/object/chair.yaml").read_text()
     assert text.startswith("# @package _global_\n")
     theirs = yaml.safe_load((ROOT / "experiments/object/robot.yaml").read_text())
@@ -231,7 +231,7 @@ def test_where_no_angle_can_be_determined_one_is_assumed_and_that_is_said(places
     values = yaml.safe_load(places.params.read_text())
     values["models"]["zero123"] = str(write_zero123(Path("weights")))
     values["prior"]["steps"] = 1
-    values["elevation"] |= {"draws": 1, "min_tracks": 10**6}
+    values["elevation"] |= {"score": "points", "draws": 1, "min_tracks": 10**6}
     pixels = np.full((RESOLUTION, RESOLUTION, 3), 255, np.uint8)
     pixels[4:12, 4:12] = (200, 30, 30)
     found = objects._polar(order(photo, polar_deg=None), pixels, check(values, "params.yaml"), SETTINGS)

@@ -15,6 +15,7 @@ from cad.inputs.polar import (
     project,
     search,
     triangulate,
+    try_angles,
 )
 
 CAMERA = CameraSettings(fov_deg=49.1, radius=2.0, half_side=0.7, reference_azimuth_deg=180.0)
@@ -22,6 +23,7 @@ SETTINGS = ElevationSettings(
     matcher="patches", loftr=None, turn_deg=10.0, draws=1, white_threshold=240, patch_px=5, window=0.2,
     min_texture=0.01, min_correlation=0.8, max_return_px=1.0, join=0.004, outlier=0.03, min_tracks=30, max_error=0.01,
     min_contrast=0.05,
+    score="points", ring_deg=[120.0, -120.0], hull_cells=32, max_uncovered=0.1, min_gap=0.02,
 )  # fmt: skip
 NONE = Matches(torch.zeros(0, 2), torch.zeros(0, 2), torch.zeros(0))
 
@@ -180,3 +182,10 @@ def test_points_of_two_matches_are_one_within_the_tolerance():
     for key, matches in pairs.items():
         pairs[key] = Matches(matches.first + 0.0005 * key[1], matches.second, matches.confidence)
     assert len(collect_tracks(pairs, 1e-6)) < len(collect_tracks(pairs, 0.003)) == 4 * 6 * 12
+
+
+def test_of_equally_good_angles_the_middle_one_is_taken():
+    best, coarse, errors = try_angles(lambda polar: float(not 68 <= polar <= 74))
+    assert best == 71
+    assert set(coarse) == set(range(30, 151, 10))
+    assert set(errors) - set(coarse) == set(range(60, 81)) - {60, 70, 80}

@@ -46,7 +46,7 @@ def test_parameter_counts(published):
     assert parameters(published.vae) == 83_653_863
     # CLIP ViT-L/14 has 427,616,513 (OpenAI's notebook prints it), of which its `visual` has 303,966,208.
     assert parameters(published.image_encoder) == 303_966_208
-    assert parameters(published.cc_projection) == 772 * 768 + 768  # Linear(772 -> 768), FACTS section 4
+    assert parameters(published.cc_projection) == 772 * 768 + 768  # Linear(772 -> 768)
 
 
 def test_full_size_networks_take_what_the_pipeline_feeds(published, monkeypatch):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cad.camera import near_far
 from cad.models.decoder import TriplaneDecoder
-from cad.render import build, cuda, fused, reference
+from cad.render import build, call, cuda, fused, reference
 from cad.render.choice import use_renderer
 
 HERE = Path(__file__).parent
@@ -90,9 +90,9 @@ def emulate(tmp_path_factory, monkeypatch) -> Callable[[], None]:
             return 0
 
     def start():
-        monkeypatch.setattr(fused, "_launcher", Emulated)
+        monkeypatch.setattr(call, "launcher_for", Emulated)
         monkeypatch.setattr(fused, "_at_one_go", lambda *_: False)
-        monkeypatch.setattr(fused, "_dtypes", lambda device: cuda.PLANES)
+        monkeypatch.setattr(call, "plane_dtypes", lambda device: cuda.PLANES)
 
     return start
 

@@ -25,6 +25,7 @@ def cache(tmp_path, monkeypatch):
     fresh = build.library.__wrapped__
     remembered = build.functools.cache(fresh)
     monkeypatch.setattr(build, "library", remembered)
+    monkeypatch.setattr("cad.render.call.library", remembered)
     monkeypatch.setattr("cad.render.fused.library", remembered)
     monkeypatch.setattr("cad.render.choice.library", remembered)
     return tmp_path / "cache"

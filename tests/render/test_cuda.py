@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cad.errors import UserError
-from cad.render import cuda, fused, reference
+from cad.render import call, cuda, fused, reference
 from cad.render.build import library
 from cad.render.choice import resolve_renderer
 from tests.render.conftest import FAR, HALF_SIDE, SMALL, assert_near, by_reference, case, decoder_of, gradients
@@ -116,7 +116,7 @@ def test_a_launch_that_fails_says_why(gpu, monkeypatch):
 
     monkeypatch.setattr(cuda.Launcher, "compiled", lambda *a: Faulty())
     monkeypatch.setattr(cuda.Launcher, "stream", lambda self: 0)
-    monkeypatch.setattr(fused, "_launcher", cuda.Launcher)
+    monkeypatch.setattr(call, "launcher_for", cuda.Launcher)
     with pytest.raises(RuntimeError, match="cad_pack: out of memory"):
         fused.render(planes, given, list(decoder.fused_layers()), HALF_SIDE, FAR, False)
 

@@ -116,23 +116,6 @@ def test_nothing_gives_nothing(place, batch, count):
         assert not torch.autograd.grad(out.features.sum(), planes)[0].any()
 
 
-def test_memory_layout_changes_no_bit(place):
-    planes, given, decoder = case(**SMALL, device=place.device)
-    layers = list(decoder.fused_layers())
-    expected = fused.render(planes, given, layers, HALF_SIDE, FAR, True)
-    strided = planes.permute(4, 2, 0, 3, 1).contiguous().permute(2, 4, 1, 3, 0)
-    turned = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in given]
-    weights = [x.repeat_interleave(2, 0)[::2] for x in layers]
-    assert not any(x.is_contiguous() for x in (strided, *turned))
-    for x, y in zip(fused.render(strided, turned, weights, HALF_SIDE, FAR, True), expected, strict=True):
-        assert torch.equal(x, y)
-    alike = planes[:1].expand(2, -1, -1, -1, -1)
-    assert torch.equal(
-        fused.render(alike, given, layers, HALF_SIDE, FAR, False)[0],
-        fused.render(alike.contiguous(), given, layers, HALF_SIDE, FAR, False)[0],
-    )
-
-
 @pytest.mark.parametrize("batch", [1, 3])
 def test_threads_change_no_bit(threads, batch):
     planes, given, decoder = case(**(SMALL | {"batch": batch, "count": 1100}))
@@ -145,44 +128,6 @@ def test_threads_change_no_bit(threads, batch):
 
     for one, many in zip(everything(1), everything(3), strict=True):
         assert torch.equal(one, many)
-
-
-@pytest.mark.parametrize(
-    ("name", "spoil"),
-    [
-        ("planes: shape", lambda p, r, d: (p[:, :2], r, d)),
-        ("planes: torch.float64", lambda p, r, d: (p.double(), r, d)),
-        ("origins: shape", lambda p, r, d: (p, [r[0][..., :2], *r[1:]], d)),
-        ("directions: shape", lambda p, r, d: (p, [r[0], r[1][:, 1:], *r[2:]], d)),
-        ("depths: torch.float16", lambda p, r, d: (p, [*r[:2], r[2].half(), r[3]], d)),
-        ("depths: shape", lambda p, r, d: (p, [*r[:2], r[2][..., :0], r[3]], d)),
-        ("leave: shape", lambda p, r, d: (p, [*r[:3], r[3][:1]], d)),
-        ("leave: on meta", lambda p, r, d: (p, [*r[:3], r[3].to("meta")], d)),
-        ("hidden weight: shape", lambda p, r, d: (p, r, [d[0][:, 1:], *d[1:]])),
-        ("output bias: shape", lambda p, r, d: (p, r, [*d[:3], d[3][1:]])),
-        ("rays and layers", lambda p, r, d: (p, r[:3], d)),
-    ],
-)
-def test_a_wrong_input_is_named(place, name, spoil):
-    planes, given, decoder = case(**SMALL, device=place.device)
-    layers = [x.detach() for x in decoder.fused_layers()]
-    with pytest.raises(ValueError, match=name):
-        fused.render(*spoil(planes, given, layers), HALF_SIDE, FAR, False)
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("part", range(9))
-def test_a_value_that_is_not_finite_never_becomes_a_picture(place, part, value):
-    """Of planes, the four tensors of the rays and the four of the decoder, one value each."""
-    planes, given, decoder = case(**SMALL, device=place.device)
-    tensors = [planes, *given, *(x.detach().clone() for x in decoder.fused_layers())]
-    tensors[part].view(-1)[-1] = value
-    tensors[0].requires_grad_()
-    outputs = fused.render(tensors[0], tensors[1:5], tensors[5:], HALF_SIDE, FAR, True)
-    assert all(x.isnan().all() for x in outputs)
-    assert torch.autograd.grad(outputs[0].sum(), tensors[0])[0].isnan().all()
-    positions = torch.rand(2, 21, 6, device=place.device).sort(-1).values
-    assert fused.refine(tensors[0], tensors[1:5], tensors[5:], positions, positions, HALF_SIDE).isnan().all()
 
 
 def test_sums_that_overflow_are_no_picture_either(place):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cad.render import build, fused, reference
+from cad.render import build, call, fused, reference
 from cad.render.build import library
 from cad.render.hierarchical import render_hierarchical
 from cad.render.reference import chord
@@ -218,6 +218,6 @@ def test_narrower_vectors_give_the_same_numbers(narrower, tmp_path, monkeypatch)
     other = build.library.__wrapped__()
     assert other is not None
     assert other._name != library()._name
-    monkeypatch.setattr(fused, "library", lambda: other)
+    monkeypatch.setattr(call, "library", lambda: other)
     for x, y in zip(everything(), expected, strict=True):
         assert_near(x, y, 1e-4)

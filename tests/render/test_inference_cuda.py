@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cad.camera import focal_length, orbit_poses, rays, sphere_poses
-from cad.render import cuda, fused, inference, reference
+from cad.render import call, cuda, fused, inference, reference
 from cad.render.build import library
 from cad.render.image import render_view
 from cad.render.inference import EMPTY, prepare
@@ -100,7 +100,7 @@ def test_the_grid_is_the_cpu_s_but_for_rounding(gpu, size, hidden, grid, seed):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, "GRID_SIDE", grid)
         found = prepare(*placed(gpu, planes, copy.deepcopy(decoder))).packed
-        patch.setattr(fused, "_launcher", lambda *_: None)
+        patch.setattr(call, "launcher_for", lambda *_: None)
         expected = prepare(planes, decoder).packed
     assert found.bits.shape == expected.bits.shape
     differing = sum(word.bit_count() for word in ((found.bits.cpu() ^ expected.bits)[0] & 0xFFFFFFFF).tolist())

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from cad.artifacts import InputArtifact, write_image, write_json, write_video
-from cad.config import Params, check
+from cad.config import Params
+from cad.config.compose import compose
 from cad.errors import UserError
-from cad.inputs.entries import composed_text
 from cad.report.object_page import caption, write_page
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -19,7 +18,7 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 @pytest.fixture
 def params() -> Params:
-    return check(yaml.safe_load(composed_text(EXPERIMENTS, "mini", ["robot"])), "mini")
+    return compose("mini", ["robot"], EXPERIMENTS)
 
 
 @pytest.fixture

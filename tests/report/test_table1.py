@@ -1,8 +1,10 @@
 import io
 import json
 import re
+from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 
 from cad.errors import UserError
@@ -62,9 +64,15 @@ def test_objects_are_ranked_apart():
 def test_the_papers_scorer_shares_its_column(tmp_path):
     """Only where kind, name and weights say so; the digest of what ran is not the paper's to give."""
     content = metrics("cd" * 32, 70.0)
-    content["scorers"] = {"big": {**content["scorers"][OWN], "kind": "open_clip", "model": "ViT-L-14-quickgelu"}}
-    for pretrained, columns in (("openai", [L14, B32]), ("laion2b", [L14, B32, "big"])):
-        content["scorers"]["big"]["pretrained"] = pretrained
+    content["scorers"] = {"big": {**content["scorers"][OWN], "kind": "open_clip"}}
+    profile = yaml.safe_load((Path(__file__).parents[2] / "experiments/profile/paper.yaml").read_text())
+    own = profile["evaluate"]["scorers"]["CLIP ViT-L/14"]["model"]  # at a commit
+    for model, pretrained, columns in (
+        (own, None, [L14, B32]),
+        ("ViT-L-14-quickgelu", "openai", [L14, B32]),
+        ("ViT-L-14-quickgelu", "laion2b", [L14, B32, "big"]),
+    ):
+        content["scorers"]["big"] |= {"model": model, "pretrained": pretrained}
         (tmp_path / "metrics.json").write_text(json.dumps(content))
         assert list(build_table({"ours": tmp_path / "metrics.json"}).scorers) == columns
 

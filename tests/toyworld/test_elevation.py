@@ -34,13 +34,12 @@ def test_subjects_are_held_out_and_of_every_family(settings):
     assert all(50 <= math.degrees(float(pose.polar[0])) <= 90 for _, pose in found)
 
 
-def test_true_views_are_the_reference_and_its_neighbours(camera):
+def test_true_views_are_those_at_the_offsets(camera):
     item = instance("robot", 3)
     pose = Poses(azimuth=torch.tensor([3.0], dtype=torch.float64), polar=torch.tensor([1.2], dtype=torch.float64))
-    views = elevation.true_views(item, pose, 20.0, camera, 32)
-    turn = math.radians(20)
-    places = [(3.0, 1.2), (3.0, 1.2 - turn), (3.0, 1.2 + turn), (3.0 - turn, 1.2), (3.0 + turn, 1.2)]
-    azimuth, polar = torch.tensor(places, dtype=torch.float64).T
+    offsets = torch.tensor([[0.0, 0.0], [-0.3, 0.0], [0.2, 1.0]], dtype=torch.float64)
+    views = elevation.true_views(item, pose, offsets, camera, 32)
+    azimuth, polar = torch.tensor([(3.0, 1.2), (3.0, 0.9), (4.0, 1.4)], dtype=torch.float64).T
     assert np.array_equal(views, render_views(item, Poses(azimuth, polar), camera, 32).images)
 
 
@@ -53,16 +52,22 @@ def params():
     return type(mini).model_validate(values)
 
 
-def test_the_report_shows_both_ways_and_the_blind_answer(settings, params, tmp_path):
+def test_the_report_shows_both_scores_of_both_views_and_the_blind_answer(settings, params, tmp_path):
     """An untrained Zero-1-to-3 at 16 px: numbers without worth, in the form that the trained one's have."""
     standins.write_zero123(tmp_path / "zero123")
     said: list[str] = []
     elevation.measure(settings, params, tmp_path, tmp_path / "reports", said.append)
     page = (tmp_path / "reports" / "elevation.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| ") and "estimated" not in line]
-    assert [row.split(" | ")[0].strip("| ") for row in rows] == [elevation.TRUE, elevation.DRAWN, elevation.BLIND]
-    assert rows[2].endswith("0 of 8 |")
-    assert len(said) == 3
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == [
+        "points, true views",
+        "points, Zero-1-to-3's views",
+        "silhouettes, true views",
+        "silhouettes, Zero-1-to-3's views",
+        elevation.BLIND,
+    ]
+    assert rows[4].endswith("0 of 8 |")
+    assert len(said) == 5
     elevation.measure(settings, params, tmp_path, tmp_path / "again", said.append)
     assert (tmp_path / "again" / "elevation.md").read_text() == page
 

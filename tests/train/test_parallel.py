@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from cad.artifacts import Checkpoint
+from cad.config.compose import compose
 from cad.errors import UserError
 from cad.models.discriminator import minibatch_std
 from cad.seeding import Part, drawn, drawn_integers, generator
@@ -187,6 +190,47 @@ def test_two_processes_train_what_one_does(job):
         assert mine[0] == theirs[0]
         for a, b in zip(mine[-1].split(","), theirs[-1].split(","), strict=True):
             assert float(a) == pytest.approx(float(b), rel=1e-3, abs=1e-5)
+
+
+@pytest.fixture
+def command_folder(tmp_path, first, shape, judge, camera, prior):
+    """A function that makes a project of this name, in which `cad train stage1 robot` takes six tiny steps."""
+
+    def make(name):
+        values = compose("mini", ["robot"], ROOT / "experiments").model_dump()
+        values["runtime"] |= {"threads": 1, "device": "cpu", "renderer": "reference"}
+        values["tracking"] |= {"mode": "disabled"}
+        values["input"] |= {"resolution": shape.output_resolution}
+        values["generator"] = shape.model_dump()
+        values["discriminator"] = {**judge.model_dump(), "mbstd_group": GROUP, "pose_noise": 0.1}
+        values["stage1"] = {**first.model_dump(), "batch": BATCH, "kimg": 6 * BATCH / 1000}
+        values["stage2"] |= {"patch_size": shape.output_resolution}
+        values["camera"] = camera.model_dump()
+        folder = tmp_path / name
+        shutil.copytree(prior.folder, folder / "runs/robot/refine")
+        (folder / "params.yaml").write_text(yaml.safe_dump(values))
+        return folder
+
+    return make
+
+
+@pytest.mark.slow
+def test_accelerate_launch_trains_what_one_process_does(command_folder, monkeypatch):
+    """The command of docs/scaling.md; without GPUs in the settings its processes meet by gloo."""
+    for name in ("ACCELERATE_CONFIG_FILE", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    alone, team = command_folder("alone"), command_folder("team")
+    monkeypatch.setenv("HF_HOME", str(team / "home"))  # and not a configuration of the user's
+    train_command = ["-m", "cad.cli.main", "train", "stage1", "robot"]
+    assert launch(1, alone, *train_command)[0].endswith("stage1 robot: runs/robot/stage1\n")
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    (said,) = launch(1, team, *launcher, *train_command)
+    assert said.count("stage1 robot: runs/robot/stage1\n") == 1, said
+    one, two = alone / "runs/robot", team / "runs/robot"
+    assert json.loads((two / "stage1/lineage.json").read_text())["processes"] == "2"
+    assert Checkpoint.open(two / "stage1", "stage1").state["step"] == 6
+    difference, where = largest_difference(one, two, "stage1")
+    assert difference < LARGEST, where
 
 
 @pytest.mark.slow

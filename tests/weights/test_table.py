@@ -28,6 +28,13 @@ def test_each_model_of_the_paper_profile_is_here_at_its_revision(field: str) -> 
     assert PAPER["models"][field] in sources
 
 
+def test_so_is_each_scorer_and_every_one_of_them_is_pinned() -> None:
+    scorers = {scorer["model"] for scorer in PAPER["evaluate"]["scorers"].values()}
+    assert scorers == {model.source for model in ON_A_HUB if model.place == "evaluate.scorers"}
+    hub = {source for source in PAPER["models"].values() if not source.startswith("data/")}
+    assert not [source for source in hub | scorers if not re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", source)]
+
+
 def test_the_matcher_of_the_paper_profile_is_where_the_list_says() -> None:
     assert PAPER["elevation"]["loftr"] == find("loftr").place
     assert PAPER["models"]["lpips"] == find("lpips-alexnet").place

@@ -1,4 +1,4 @@
-// What a launcher is given, on every device: the structs that cad/render/fused.py fills in.
+// What a launcher is given, on every device: the structs that cad/render/call.py fills in.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace cad {
 
-// The sizes of one call, mirrored by `_Sizes` in cad/render/fused.py; a packed texel has room for a multiple of kTexel
+// The sizes of one call, mirrored by `Sizes` in cad/render/call.py; a packed texel has room for a multiple of kTexel
 // channels.
 template <int kTexel> struct CallSizes {
   int64_t batch, rays, samples, channels, height, width, hidden, outputs;

@@ -13,7 +13,7 @@
 
 namespace cad {
 
-// Planes [B, 3, C, H, W] and their strides, mirrored by `_Planes` in cad/render/fused.py.
+// Planes [B, 3, C, H, W] and their strides, mirrored by `_Planes` in cad/render/call.py.
 struct Planes {
   const float* values;
   int64_t strides[5];

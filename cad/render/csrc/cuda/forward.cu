@@ -9,6 +9,8 @@ namespace {
 constexpr int kRowTiles = 2, kRows = 2 * kRowTiles, kThreads = 128;
 constexpr int kWarps = kThreads / kWarp, kWarpRays = kRowTiles * 16;
 
+using RawFeatures = float[kRowTiles][kOutTiles][4];  // of the samples of a quad's rays, as multiply_add has its sums
+
 struct Outputs {
   float *features, *opacity, *depth, *weights;  // of csrc/call.h's Rendered; weights may be null
 };
@@ -29,7 +31,30 @@ struct Tile {
   }
 };
 
-// Space: Everywhere or Grid, of samples.h.
+// Go along the rays of a tile, each lane along its own: add(its sample's weight, the quad's raw features with kOutputs)
+// where the warp looks at a sample, then keep(sample, its weight). Space: Everywhere or Grid, of samples.h.
+template <bool kOutputs, class Space, class Add, class Keep>
+__device__ __forceinline__ void march_along(const Sizes& s, const Plane* planes, const Layers& layers, int volume,
+                                            const Ray& ray, bool alive, March& march, const Space& space, Add add,
+                                            Keep keep) {
+  float thickness = 0.f;
+  for (int i = 0; i < s.samples; ++i) {
+    const bool inside =
+        march.step(s, ray, i) && alive && !(thickness > Space::kEnd) && space.occupied(s, volume, march.point);
+    float weight = 0.f;
+    if (any_lane(inside)) {
+      float feature[kRows][kShare], partial[kRows];
+      RawFeatures out;
+      read_planes(s, planes + volume * s.packed(), march.point, feature);
+      decode<kOutputs, kRowTiles>(layers, feature, partial, out, [](int, int, const float(&)[4]) {});
+      float tail, arriving, raw = quad_sum(partial) + layers.density_bias - kDensityShift;
+      weight = composite(inside ? softplus(raw, tail) : 0.f, march.next - march.distance, thickness, arriving);
+      add(weight, out);
+    }
+    keep(i, weight);
+  }
+}
+
 template <class Space>
 __global__ void __launch_bounds__(kThreads)
     render_kernel(Sizes s, const Plane* planes, Rays rays, Decoder decoder, Outputs to, const int* faults, int units,
@@ -43,31 +68,25 @@ __global__ void __launch_bounds__(kThreads)
   const bool alive = ray.exists && ray.leave > march.next;  // a ray that misses the box sees nothing
   const float nothing = *faults ? NAN : 0.f;                // no value that is not finite ever becomes a picture
 
-  float sum[kRowTiles][kOutTiles][4] = {}, thickness = 0.f, covered = 0.f, distance = 0.f;
-  for (int i = 0; i < s.samples; ++i) {
-    const bool inside = march.step(s, ray, i) && alive && !(thickness > Space::kEnd) &&
-                        space.occupied(s, tile.volume, march.point);
-    float weight = 0.f;
-    if (any_lane(inside)) {
-      float feature[kRows][kShare], partial[kRows], out[kRowTiles][kOutTiles][4];
-      read_planes(s, planes + tile.volume * s.packed(), march.point, feature);
-      decode<true, kRowTiles>(layers, feature, partial, out, [](int, int, const float(&)[4]) {});
-      float tail, arriving, raw = quad_sum(partial) + layers.density_bias - kDensityShift;
-      weight = composite(inside ? softplus(raw, tail) : 0.f, march.next - march.distance, thickness, arriving);
-      covered += weight;
-      distance += weight * march.distance;
+  float sum[kRowTiles][kOutTiles][4] = {}, covered = 0.f, distance = 0.f;
+  march_along<true>(
+      s, planes, layers, tile.volume, ray, alive, march, space,
+      [&](float weight, const RawFeatures& out) {
+        covered += weight;
+        distance += weight * march.distance;
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const float share = of_quad(weight, r);
+        for (int r = 0; r < kRows; ++r) {
+          const float share = of_quad(weight, r);
 #pragma unroll
-        for (int o = 0; o < kOutTiles; ++o)
+          for (int o = 0; o < kOutTiles; ++o)
 #pragma unroll
-          for (int e = r % 2 * 2; e < r % 2 * 2 + 2; ++e)
-            sum[r / 2][o][e] += share * radiance(out_activation(out[r / 2][o][e]));
-      }
-    }
-    if (to.weights && ray.exists) to.weights[ray.index * s.samples + i] = weight + nothing;
-  }
+            for (int e = r % 2 * 2; e < r % 2 * 2 + 2; ++e)
+              sum[r / 2][o][e] += share * radiance(out_activation(out[r / 2][o][e]));
+        }
+      },
+      [&](int i, float weight) {
+        if (to.weights && ray.exists) to.weights[ray.index * s.samples + i] = weight + nothing;
+      });
   const float passed = 1.f - covered;
   if (ray.exists) {
     to.opacity[ray.index] = covered + nothing;
@@ -109,20 +128,9 @@ __global__ void __launch_bounds__(kThreads)
   const bool alive = ray.exists && ray.leave > march.next;
   const Column weights{tables + warp() * s.samples * kWarp + lane()};
 
-  float thickness = 0.f;
-  for (int i = 0; i < s.samples; ++i) {
-    const bool inside = march.step(s, ray, i) && alive && !(thickness > Space::kEnd) &&
-                        space.occupied(s, tile.volume, march.point);
-    float weight = 0.f;
-    if (any_lane(inside)) {
-      float feature[kRows][kShare], partial[kRows], out[kRowTiles][kOutTiles][4];
-      read_planes(s, planes + tile.volume * s.packed(), march.point, feature);
-      decode<false, kRowTiles>(layers, feature, partial, out, [](int, int, const float(&)[4]) {});
-      float tail, arriving, raw = quad_sum(partial) + layers.density_bias - kDensityShift;
-      weight = composite(inside ? softplus(raw, tail) : 0.f, march.next - march.distance, thickness, arriving);
-    }
-    weights[i] = weight;
-  }
+  march_along<false>(
+      s, planes, layers, tile.volume, ray, alive, march, space, [](float, const RawFeatures&) {},
+      [&](int i, float weight) { weights[i] = weight; });
   if (!ray.exists) return;
   const int samples = s.samples, count = samples + fine;
   float* to = positions + ray.index * count;

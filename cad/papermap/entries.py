@@ -1,22 +1,8 @@
-"""The map from the paper to the code: `python -m cad.papermap` checks it against the sources and writes its page.
+"""What realises each section, equation, figure and number of the paper; claims.py holds it to the code."""
 
-`MAP` says what realises each section, equation, figure and number. It is held to the code without importing it:
-symbols must exist, the docstrings of what claims to be a section or an equation must name it, parameters must be in the
-profiles (with the paper's number in `paper`), stages in dvc.yaml; and the row of an equation or a figure that some
-docstring names must have a symbol.
-"""
-
-import ast
-import re
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
-ROOT = Path(__file__).parents[1]
-PAGE = Path("docs/paper-map.md")
 IMPLEMENTED, PARTLY, SETTINGS, NOT_YET, BACKGROUND = "implemented", "in part", "settings only", "not yet", "background"
 STATES = {
     IMPLEMENTED: "there is code for it, and the main job runs it, with the values of its profile",
@@ -32,10 +18,6 @@ PARTS = [
     *(f"Fig. {n}" for n in range(1, 14)),
     "Table 1",
 ]
-NUMBERS_NOTE = """The state speaks of the code. The paper's numbers stand in the profile `paper`, which has never been
-run; what was run is `mini`, with smaller ones."""
-OWN = "cad.papermap"  # its docstrings name parts as examples
-OBJECT = "experiments/object/robot.yaml"  # stands for any object: `objects.robot.*` are its settings
 
 
 @dataclass(frozen=True)
@@ -127,7 +109,7 @@ SECTIONS = [
     Entry("App. C", "The reference's polar angle is estimated (One-2-3-45); `cad object add` does so, and the main job "
           "takes what it found. LoFTR was never run with its weights", PARTLY,
           "cad.inputs.elevation:estimate_polar",
-          "elevation.turn_deg elevation.matcher objects.robot.reference_polar_deg", "input"),
+          "elevation.score elevation.turn_deg elevation.matcher objects.robot.reference_polar_deg", "input"),
     Entry("App. D", "Noise strength controls the diversity; no study of it is run", SETTINGS, "",
           "refine.latent_diffusion.strength", "refine"),
     Entry("App. D", "Consistency training against upsampling in 2D alone; not run", SETTINGS, "", "stage2.branch_3d",
@@ -225,123 +207,4 @@ NUMBERS = [
     Entry("App. B", "10 images, 22 participants, first choice of more than 92 %", NOT_YET),
 ]
 # fmt: on
-NULL = "null"  # what a profile does not use
 MAP = {"Sections": SECTIONS, "Equations": EQUATIONS, "Figures and tables": FIGURES, "Numbers": NUMBERS}
-
-
-def docstrings(root: Path) -> dict[str, str]:
-    """Docstring ("" for none) of every module, class, function, method and module-level name of `cad`, by symbol."""
-    found: dict[str, str] = {}
-    for file in sorted((root / "cad").rglob("*.py")):
-        module = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        found[module] = ast.get_docstring(tree) or ""
-        for node in tree.body:
-            if isinstance(node, ast.Assign | ast.AnnAssign):
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                found |= {f"{module}:{target.id}": "" for target in targets if isinstance(target, ast.Name)}
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                found[f"{module}:{node.name}"] = ast.get_docstring(node) or ""
-            if isinstance(node, ast.ClassDef):
-                methods = [each for each in node.body if isinstance(each, ast.FunctionDef)]
-                found |= {f"{module}:{node.name}.{each.name}": ast.get_docstring(each) or "" for each in methods}
-    return found
-
-
-def references(text: str) -> set[str]:
-    """Parts of the paper that a text names, e.g. "Sec. 3.2 and 4" or "Eq. 7 (loss), Eq. 8", as `PARTS` spells them."""
-    kinds = {"Sec.": "Sec.", "Section": "Sec.", "App.": "App.", "Appendix": "App.", "Eq.": "Eq.", "Fig.": "Fig."}
-    kinds |= {"Table": "Table", "Tab.": "Table"}
-    number = r"(?:[A-D]\b|\d+(?:\.\d)?)"
-    pattern = rf"\b({'|'.join(map(re.escape, kinds))})\s+({number}(?:(?:, | and | to ){number})*)"
-    named = {f"{kinds[k]} {n}" for k, ns in re.findall(pattern, text) for n in re.findall(number, ns)}
-    return named & set(PARTS)
-
-
-def faults(root: Path, entries: list[Entry]) -> list[str]:
-    """One line for every claim of the entries that the sources below `root` do not bear out."""
-    yaml = YAML(typ="safe")
-    named = docstrings(root)
-    stages = yaml.load(root / "dvc.yaml")["stages"]
-    profiles = {name: yaml.load(root / f"experiments/profile/{name}.yaml") for name in ("paper", "mini")}
-    subject = yaml.load(root / OBJECT)
-    found = [f"{part}: has no row" for part in PARTS if part not in {entry.part for entry in entries}]
-    for entry in entries:
-        where = f"{entry.part} ({entry.says.split('.')[0]})"
-        symbols, parameters = entry.symbols.split(), entry.parameters.split()
-        needs = {IMPLEMENTED: symbols, PARTLY: symbols, SETTINGS: parameters and not symbols}
-        if not needs.get(entry.state, not (symbols or parameters)) or entry.state not in STATES:
-            found.append(f"{where}: is {entry.state!r}, which its symbols and parameters do not fit")
-        found += [f"{where}: there is no {symbol}" for symbol in symbols if symbol not in named]
-        if entry in SECTIONS + EQUATIONS and entry.part != "Sec. 3":
-            silent = [symbol for symbol in symbols if not _names(symbol, entry.part, named)]
-            found += [f"{where}: the docstring of {symbol} does not name it" for symbol in silent]
-        found += [f"{where}: dvc.yaml has no stage {stage}" for stage in entry.stages.split() if stage not in stages]
-        for parameter in parameters:
-            for name, profile in profiles.items():
-                value = _value({**profile, **subject}, parameter)
-                if value is None:
-                    found.append(f"{where}: profile {name} has no {parameter}")
-                elif name == "paper" and entry.value is not None and value != entry.value:
-                    found.append(f"{where}: {parameter} is {value!r} in the profile paper, not {entry.value!r}")
-    shown = {entry.part for entry in entries if entry.symbols}
-    for symbol, text in named.items():
-        claims = {part for part in references(text) if part.startswith(("Eq.", "Fig."))} - shown
-        if not symbol.startswith(OWN):
-            found += [f"{part}: {symbol} names it, but its row has no symbol" for part in sorted(claims)]
-    return found
-
-
-def _names(symbol: str, part: str, named: dict[str, str]) -> bool:
-    """Whether a symbol's docstring names the part; for a section its class's or module's docstring will do too."""
-    texts = [named.get(symbol, "")]
-    if not part.startswith("Eq."):
-        texts += [named.get(symbol.rpartition(".")[0], "") if "." in symbol.partition(":")[2] else ""]
-        texts += [named.get(symbol.partition(":")[0], "")]
-    return any(part in references(text) for text in texts)
-
-
-def _value(content: Any, path: str) -> Any:
-    """What stands at a path; `NULL` at or below a key that is written as null, None where there is no such key."""
-    for key in path.split("."):
-        if not isinstance(content, dict) or key not in content:
-            return None
-        if (content := content[key]) is None:
-            return NULL
-    return content
-
-
-def page(root: Path) -> str:
-    """The page as Markdown: a table for each group of entries, then what else in the code names a part."""
-    lines = ["# From the paper to the code", ""]
-    lines += ["Written by `python -m cad.papermap` from its list and the docstrings of `cad/`; do not edit.", ""]
-    lines += [f"- **{state}**: {meaning}" for state, meaning in STATES.items()]
-    lines += ["", NUMBERS_NOTE, ""]
-    for title, entries in MAP.items():
-        lines += [f"## {title}", "", "| Paper | What it says | Code | Parameters | Stage | State |", "|:--" * 6 + "|"]
-        for entry in entries:
-            cells = [_code(names) for names in (entry.symbols, entry.parameters)]
-            lines.append(f"| {entry.part} | {entry.says} | {' | '.join(cells)} | {entry.stages} | {entry.state} |")
-        lines.append("")
-    lines += ["## What names a part of the paper in its docstring", "", "| Paper | Code |", "|:--|:--|"]
-    named = {symbol: references(text) for symbol, text in docstrings(root).items() if not symbol.startswith(OWN)}
-    for part in PARTS:
-        if symbols := " ".join(symbol for symbol, parts in named.items() if part in parts):
-            lines.append(f"| {part} | {_code(symbols)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _code(names: str) -> str:
-    return ", ".join(f"`{name}`" for name in names.split())
-
-
-def main() -> None:
-    """Write the page, or print what is wrong with the map and end with code 1."""
-    if found := faults(ROOT, [entry for entries in MAP.values() for entry in entries]):
-        sys.exit("\n".join(found))
-    (ROOT / PAGE).write_text(page(ROOT), encoding="utf-8")
-    print(f"paper map: {PAGE}")
-
-
-if __name__ == "__main__":
-    main()

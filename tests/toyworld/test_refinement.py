@@ -259,9 +259,10 @@ def test_the_committed_entries_are_refined_as_the_table_says() -> None:
     plain = params.resolve("refine", "robot")[0]
     for entry, strength in named.items():
         found = params.resolve("refine", entry)[0]
-        assert found.latent_diffusion is not None
-        assert found.latent_diffusion.strength == strength
-        assert found.model_copy(update={"latent_diffusion": plain.latent_diffusion}) == plain
+        own = found.controlnet_depth if found.kind == "controlnet-depth" else found.latent_diffusion
+        assert own is not None
+        assert own.strength == strength
+        assert found.model_copy(update={"latent_diffusion": plain.latent_diffusion, "kind": plain.kind}) == plain
         for section in ("generator", "discriminator", "stage1", "stage2", "orbit", "evaluate"):
             assert params.resolve(section, entry)[0] == params.resolve(section, "robot")[0]
         assert params.object_of("evaluate", entry) == "robot"
